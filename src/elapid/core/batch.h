@@ -1,0 +1,25 @@
+#pragma once
+
+// Batch: sequences end to end ("ragged"), as plain host tensors. There is no padding and no mask anywhere below it.
+
+#include <cstdint>
+
+#include "elapid/core/tensor.h"
+
+namespace elapid {
+
+using TokenId = int32_t;
+
+inline constexpr int64_t kNoSlot = -1;  // zero initial state, final state not kept
+
+struct Batch {
+  Tensor tokens;   // [T] i32: ids of all sequences, one after another
+  Tensor offsets;  // [S+1] i64: sequence s holds tokens offsets[s] … offsets[s+1]; offsets[0] = 0, offsets[S] = T
+  Tensor slots;    // [S] i64: row of the state pool that holds the sequence's state, or kNoSlot; no row twice
+  Tensor outputs;  // [R] i64: rows (token positions in the batch) whose hidden state is wanted, increasing
+
+  [[nodiscard]] int64_t token_count() const { return tokens.size(); }
+  [[nodiscard]] int64_t sequence_count() const { return slots.size(); }
+};
+
+}  // namespace elapid

@@ -1,0 +1,34 @@
+#include "elapid/core/buffer.h"
+
+#include <utility>
+
+#include <sys/mman.h>
+
+#include "elapid/core/error.h"
+
+namespace elapid {
+
+Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+  require(bytes >= 0, "buffer: size must not be negative, got ", bytes, " bytes");
+  if (bytes == 0) return;
+  void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  require(p != MAP_FAILED, "buffer: must fit into this machine's memory, got ", bytes, " bytes");
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  if (bytes >= kHugePage) madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // best effort
+  data_ = p;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(bytes_));
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace elapid

@@ -1,0 +1,50 @@
+#pragma once
+
+// Backends and the one place where a kernel's backend is chosen.
+//
+// A backend is a tag that carries its execution resource; a kernel is an overload run(Backend, const Args&) on a plain
+// struct of arguments. ELAPID_KERNEL declares one for every CPU level; a forgotten kernel is a link error. Kernels that
+// exist on CUDA add ELAPID_CUDA_KERNEL; launch() takes it when it is declared.
+
+#include "elapid/core/context.h"
+#include "elapid/core/error.h"
+#include "elapid/core/isa.h"
+
+namespace elapid {
+
+struct Baseline {
+  ThreadPool& threads;
+};
+struct Avx2 {
+  ThreadPool& threads;
+};
+struct Avx512 {
+  ThreadPool& threads;
+};
+struct Cuda {
+  void* stream;
+};
+
+#define ELAPID_KERNEL(Args)         \
+  void run(Baseline, const Args&);  \
+  void run(Avx2, const Args&);      \
+  void run(Avx512, const Args&);
+#define ELAPID_CUDA_KERNEL(Args) void run(Cuda, const Args&);
+
+template <class Args>
+void launch(const Context& ctx, const Args& args) {
+  if (ctx.device.type == DeviceType::cuda) {
+    if constexpr (kWithCuda && requires(Cuda gpu) { run(gpu, args); }) {
+      return run(Cuda{nullptr}, args);
+    } else {
+      fail("launch: the device must have a kernel for every operator, got one that is not built for cuda");
+    }
+  }
+  switch (active_isa()) {
+    case Isa::baseline: return run(Baseline{ctx.threads}, args);
+    case Isa::avx2: return run(Avx2{ctx.threads}, args);
+    case Isa::avx512: return run(Avx512{ctx.threads}, args);
+  }
+}
+
+}  // namespace elapid
