@@ -1,0 +1,336 @@
+#pragma once
+
+// F32: sixteen floats, at every instruction-set level. The level only decides how many registers hold them (one of
+// AVX-512, two of AVX2, four of SSE2), so a kernel is written once, tails and reductions are the same everywhere, and
+// AVX2 and AVX-512, which both have fused multiply-add, give the same bits. Only *_cpu.cc files include this header; all
+// of it has internal linkage, because every level compiles its own copy.
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include <immintrin.h>
+
+#include "elapid/core/dtype.h"
+#include "elapid/core/inline.h"
+#include "elapid/core/kernel.h"
+
+namespace elapid {
+
+#if defined(ELAPID_ISA_AVX512)
+using Cpu = Avx512;
+#elif defined(ELAPID_ISA_AVX2)
+using Cpu = Avx2;
+#elif defined(ELAPID_ISA_BASELINE)
+using Cpu = Baseline;
+#else
+#error "simd.h is for sources built by elapid_add_kernels()"
+#endif
+
+namespace {
+
+inline constexpr int64_t kLanes = 16;
+
+#if defined(ELAPID_ISA_AVX512)
+
+inline constexpr int kParts = 1;
+using Part = __m512;
+using IntPart = __m512i;
+ELAPID_INLINE Part part_load(const float* p) { return _mm512_loadu_ps(p); }
+ELAPID_INLINE void part_store(float* p, Part a) { _mm512_storeu_ps(p, a); }
+ELAPID_INLINE Part part_broadcast(float x) { return _mm512_set1_ps(x); }
+ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+ELAPID_INLINE Part part_max(Part a, Part b) { return _mm512_max_ps(a, b); }
+ELAPID_INLINE Part part_min(Part a, Part b) { return _mm512_min_ps(a, b); }
+ELAPID_INLINE IntPart part_bits(Part a) { return _mm512_castps_si512(a); }
+ELAPID_INLINE Part part_floats(IntPart a) { return _mm512_castsi512_ps(a); }
+ELAPID_INLINE IntPart part_int(int32_t x) { return _mm512_set1_epi32(x); }
+ELAPID_INLINE IntPart part_add_int(IntPart a, IntPart b) { return _mm512_add_epi32(a, b); }
+ELAPID_INLINE IntPart part_sub_int(IntPart a, IntPart b) { return _mm512_sub_epi32(a, b); }
+ELAPID_INLINE IntPart part_and(IntPart a, IntPart b) { return _mm512_and_si512(a, b); }
+ELAPID_INLINE IntPart part_or(IntPart a, IntPart b) { return _mm512_or_si512(a, b); }
+template <int N>
+ELAPID_INLINE IntPart part_shift_left(IntPart a) {
+  return _mm512_slli_epi32(a, N);
+}
+template <int N>
+ELAPID_INLINE IntPart part_shift_right(IntPart a) {  // arithmetic
+  return _mm512_srai_epi32(a, N);
+}
+ELAPID_INLINE Part part_to_float(IntPart a) { return _mm512_cvtepi32_ps(a); }
+// a > b ? yes : no
+ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
+}
+ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm512_loadu_si512(p); }
+ELAPID_INLINE Part part_load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+#elif defined(ELAPID_ISA_AVX2)
+
+inline constexpr int kParts = 2;
+using Part = __m256;
+using IntPart = __m256i;
+ELAPID_INLINE Part part_load(const float* p) { return _mm256_loadu_ps(p); }
+ELAPID_INLINE void part_store(float* p, Part a) { _mm256_storeu_ps(p, a); }
+ELAPID_INLINE Part part_broadcast(float x) { return _mm256_set1_ps(x); }
+ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+ELAPID_INLINE Part part_max(Part a, Part b) { return _mm256_max_ps(a, b); }
+ELAPID_INLINE Part part_min(Part a, Part b) { return _mm256_min_ps(a, b); }
+ELAPID_INLINE IntPart part_bits(Part a) { return _mm256_castps_si256(a); }
+ELAPID_INLINE Part part_floats(IntPart a) { return _mm256_castsi256_ps(a); }
+ELAPID_INLINE IntPart part_int(int32_t x) { return _mm256_set1_epi32(x); }
+ELAPID_INLINE IntPart part_add_int(IntPart a, IntPart b) { return _mm256_add_epi32(a, b); }
+ELAPID_INLINE IntPart part_sub_int(IntPart a, IntPart b) { return _mm256_sub_epi32(a, b); }
+ELAPID_INLINE IntPart part_and(IntPart a, IntPart b) { return _mm256_and_si256(a, b); }
+ELAPID_INLINE IntPart part_or(IntPart a, IntPart b) { return _mm256_or_si256(a, b); }
+template <int N>
+ELAPID_INLINE IntPart part_shift_left(IntPart a) {
+  return _mm256_slli_epi32(a, N);
+}
+template <int N>
+ELAPID_INLINE IntPart part_shift_right(IntPart a) {
+  return _mm256_srai_epi32(a, N);
+}
+ELAPID_INLINE Part part_to_float(IntPart a) { return _mm256_cvtepi32_ps(a); }
+ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+ELAPID_INLINE Part part_load_half(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+#else
+
+inline constexpr int kParts = 4;
+using Part = __m128;
+using IntPart = __m128i;
+ELAPID_INLINE Part part_load(const float* p) { return _mm_loadu_ps(p); }
+ELAPID_INLINE void part_store(float* p, Part a) { _mm_storeu_ps(p, a); }
+ELAPID_INLINE Part part_broadcast(float x) { return _mm_set1_ps(x); }
+ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }  // two roundings
+ELAPID_INLINE Part part_max(Part a, Part b) { return _mm_max_ps(a, b); }
+ELAPID_INLINE Part part_min(Part a, Part b) { return _mm_min_ps(a, b); }
+ELAPID_INLINE IntPart part_bits(Part a) { return _mm_castps_si128(a); }
+ELAPID_INLINE Part part_floats(IntPart a) { return _mm_castsi128_ps(a); }
+ELAPID_INLINE IntPart part_int(int32_t x) { return _mm_set1_epi32(x); }
+ELAPID_INLINE IntPart part_add_int(IntPart a, IntPart b) { return _mm_add_epi32(a, b); }
+ELAPID_INLINE IntPart part_sub_int(IntPart a, IntPart b) { return _mm_sub_epi32(a, b); }
+ELAPID_INLINE IntPart part_and(IntPart a, IntPart b) { return _mm_and_si128(a, b); }
+ELAPID_INLINE IntPart part_or(IntPart a, IntPart b) { return _mm_or_si128(a, b); }
+template <int N>
+ELAPID_INLINE IntPart part_shift_left(IntPart a) {
+  return _mm_slli_epi32(a, N);
+}
+template <int N>
+ELAPID_INLINE IntPart part_shift_right(IntPart a) {
+  return _mm_srai_epi32(a, N);
+}
+ELAPID_INLINE Part part_to_float(IntPart a) { return _mm_cvtepi32_ps(a); }
+ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
+  const __m128 mask = _mm_cmpgt_ps(a, b);
+  return _mm_or_ps(_mm_and_ps(mask, yes), _mm_andnot_ps(mask, no));
+}
+ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+ELAPID_INLINE Part part_load_half(const uint16_t* p) {
+  alignas(16) float f[4];
+  for (int i = 0; i < 4; ++i) f[i] = to_float(Float16{p[i]});
+  return _mm_load_ps(f);
+}
+
+#endif
+
+inline constexpr int64_t kPartLanes = kLanes / kParts;
+
+// Calls f(0) … f(N−1) with constant indices: loops over registers must not survive as loops over memory.
+template <class F, int... I>
+ELAPID_INLINE void static_for_each(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+ELAPID_INLINE void static_for(const F& f) {
+  static_for_each(f, std::make_integer_sequence<int, N>{});
+}
+#define ELAPID_LAMBDA __attribute__((always_inline))
+
+struct F32 {
+  Part v[kParts];
+};
+
+template <class F>
+ELAPID_INLINE F32 by_part(const F& f) {
+  F32 r;
+  static_for<kParts>([&](auto i) ELAPID_LAMBDA { r.v[i] = f(i); });
+  return r;
+}
+
+ELAPID_INLINE F32 broadcast(float x) {
+  return by_part([&](auto) ELAPID_LAMBDA { return part_broadcast(x); });
+}
+ELAPID_INLINE F32 zero() { return broadcast(0.0f); }
+ELAPID_INLINE F32 load(const float* p) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_load(p + i * kPartLanes); });
+}
+ELAPID_INLINE void store(float* p, const F32& a) {
+  static_for<kParts>([&](auto i) ELAPID_LAMBDA { part_store(p + i * kPartLanes, a.v[i]); });
+}
+
+// The first n floats (0 ≤ n ≤ 16), the other lanes zero; touches no byte beyond them.
+ELAPID_INLINE F32 load(const float* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+#if defined(ELAPID_ISA_AVX512)
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)};
+#else
+  alignas(64) float buffer[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+#endif
+}
+ELAPID_INLINE void store(float* p, const F32& a, int64_t n) {
+  if (n >= kLanes) return store(p, a);
+#if defined(ELAPID_ISA_AVX512)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), a.v[0]);
+#else
+  alignas(64) float buffer[kLanes];
+  store(buffer, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+#endif
+}
+
+ELAPID_INLINE F32 operator+(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] + b.v[i]; });
+}
+ELAPID_INLINE F32 operator-(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] - b.v[i]; });
+}
+ELAPID_INLINE F32 operator*(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] * b.v[i]; });
+}
+ELAPID_INLINE F32 operator/(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] / b.v[i]; });
+}
+// a·b + c, one rounding where the level has FMA.
+ELAPID_INLINE F32 fma(const F32& a, const F32& b, const F32& c) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_fma(a.v[i], b.v[i], c.v[i]); });
+}
+// When either operand is NaN these return b: put the value that may be NaN second.
+ELAPID_INLINE F32 max(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_max(a.v[i], b.v[i]); });
+}
+ELAPID_INLINE F32 min(const F32& a, const F32& b) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_min(a.v[i], b.v[i]); });
+}
+ELAPID_INLINE F32 if_greater(const F32& a, const F32& b, const F32& yes, const F32& no) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_if_greater(a.v[i], b.v[i], yes.v[i], no.v[i]); });
+}
+
+// Sum of the lanes in one fixed order, the same at every level: lanes l and l+8, then +4, +2, +1.
+ELAPID_INLINE float sum(const F32& a) {
+  alignas(64) float f[kLanes];
+  store(f, a);
+#if defined(ELAPID_ISA_BASELINE)
+  for (int64_t width = 8; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) f[i] += f[i + width];
+  }
+  return f[0];
+#else
+  const __m256 s8 = _mm256_load_ps(f) + _mm256_load_ps(f + 8);
+  const __m128 s4 = _mm256_castps256_ps128(s8) + _mm256_extractf128_ps(s8, 1);
+  const __m128 s2 = s4 + _mm_movehl_ps(s4, s4);
+  return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
+#endif
+}
+ELAPID_INLINE float max_lane(const F32& a) {
+  alignas(64) float f[kLanes];
+  store(f, a);
+  float m = f[0];
+  for (int64_t i = 1; i < kLanes; ++i) m = f[i] > m ? f[i] : m;
+  return m;
+}
+
+// eˣ to about 1.5 ulp, subnormal results included; overflow gives infinity, NaN stays NaN. Range reduction by Cody and
+// Waite, polynomial of Cephes expf (S. Moshier, netlib.org/cephes).
+ELAPID_INLINE F32 exp(const F32& x_in) {
+  return by_part([&](auto i) ELAPID_LAMBDA {
+    const Part x = part_min(part_broadcast(89.0f), part_max(part_broadcast(-104.0f), x_in.v[i]));
+    const Part magic = part_broadcast(12582912.0f);  // 1.5·2²³: adding it rounds to an integer in the low bits
+    const Part t = part_fma(x, part_broadcast(1.44269504088896341f), magic);
+    const Part n = t - magic;
+    Part r = part_fma(n, part_broadcast(-0.693359375f), x);
+    r = part_fma(n, part_broadcast(2.12194440e-4f), r);
+    Part p = part_broadcast(1.9875691500e-4f);
+    p = part_fma(p, r, part_broadcast(1.3981999507e-3f));
+    p = part_fma(p, r, part_broadcast(8.3334519073e-3f));
+    p = part_fma(p, r, part_broadcast(4.1665795894e-2f));
+    p = part_fma(p, r, part_broadcast(1.6666665459e-1f));
+    p = part_fma(p, r, part_broadcast(5.0000001201e-1f));
+    p = part_fma(p, r * r, r) + part_broadcast(1.0f);
+    // 2ⁿ in two factors: n reaches −150 and 128, beyond what one exponent field holds.
+    const IntPart e = part_sub_int(part_bits(t), part_bits(magic));
+    const IntPart e1 = part_shift_right<1>(e);
+    const IntPart e2 = part_sub_int(e, e1);
+    const IntPart bias = part_int(127);
+    const Part s1 = part_floats(part_shift_left<23>(part_add_int(e1, bias)));
+    const Part s2 = part_floats(part_shift_left<23>(part_add_int(e2, bias)));
+    return p * s1 * s2;
+  });
+}
+
+// ln x for normal x > 0, to about 1 ulp. Polynomial of Cephes logf.
+ELAPID_INLINE F32 log(const F32& x_in) {
+  return by_part([&](auto i) ELAPID_LAMBDA {
+    const IntPart bits = part_bits(x_in.v[i]);
+    // Exponent and mantissa such that the mantissa lies in [√½, √2).
+    const IntPart shifted = part_sub_int(bits, part_int(0x3f3504f3));
+    const IntPart e = part_shift_right<23>(shifted);
+    const Part m = part_floats(part_add_int(part_and(shifted, part_int(0x007fffff)), part_int(0x3f3504f3)));
+    const Part f = part_to_float(e);
+    const Part r = m - part_broadcast(1.0f);
+    const Part z = r * r;
+    Part p = part_broadcast(7.0376836292e-2f);
+    p = part_fma(p, r, part_broadcast(-1.1514610310e-1f));
+    p = part_fma(p, r, part_broadcast(1.1676998740e-1f));
+    p = part_fma(p, r, part_broadcast(-1.2420140846e-1f));
+    p = part_fma(p, r, part_broadcast(1.4249322787e-1f));
+    p = part_fma(p, r, part_broadcast(-1.6668057665e-1f));
+    p = part_fma(p, r, part_broadcast(2.0000714765e-1f));
+    p = part_fma(p, r, part_broadcast(-2.4999993993e-1f));
+    p = part_fma(p, r, part_broadcast(3.3333331174e-1f));
+    Part y = p * r * z;
+    y = part_fma(f, part_broadcast(-2.12194440e-4f), y);
+    y = part_fma(z, part_broadcast(-0.5f), y);
+    return part_fma(f, part_broadcast(0.693359375f), r + y);
+  });
+}
+
+// ln(1 + e) for e ≥ 0: the rounding of 1 + e is put back, so that small e keep their relative accuracy.
+ELAPID_INLINE F32 log1p(const F32& e) {
+  const F32 u = broadcast(1.0f) + e;
+  return log(u) + (e - (u - broadcast(1.0f))) / u;
+}
+
+// Sixteen weights for each of two neighbouring inputs k and k+1, from the packed order of ops/matmul (see pack_weight()):
+// bf16 comes in pairs (k, k+1), the order of AMX tiles; f32 and f16 come row by row.
+ELAPID_INLINE void load_pair(const float* p, F32& even, F32& odd) {
+  even = load(p);
+  odd = load(p + kLanes);
+}
+ELAPID_INLINE void load_pair(const BFloat16* p, F32& even, F32& odd) {
+  static_for<kParts>([&](auto i) ELAPID_LAMBDA {
+    const IntPart both = part_load_int(p + i * 2 * kPartLanes);
+    even.v[i] = part_floats(part_shift_left<16>(both));
+    odd.v[i] = part_floats(part_and(both, part_int(static_cast<int32_t>(0xffff0000u))));
+  });
+}
+ELAPID_INLINE void load_pair(const Float16* p, F32& even, F32& odd) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(p);
+  static_for<kParts>([&](auto i) ELAPID_LAMBDA {
+    even.v[i] = part_load_half(bits + i * kPartLanes);
+    odd.v[i] = part_load_half(bits + kLanes + i * kPartLanes);
+  });
+}
+
+}  // namespace
+}  // namespace elapid

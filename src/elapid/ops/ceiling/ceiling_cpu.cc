@@ -1,0 +1,34 @@
+#include "elapid/ops/ceiling/ceiling.h"
+
+#include "elapid/cpu/simd.h"
+
+namespace elapid {
+
+void run(Cpu cpu, const ReadMemory& a) {
+  const float* memory = a.memory.ptr<float>();
+  // 1 MiB a task; four streams hide the latency of the additions.
+  parallel_for(cpu.threads, a.memory.size(), int64_t{1} << 18, [&](int64_t begin, int64_t end, int worker) {
+    F32 total[4] = {zero(), zero(), zero(), zero()};
+    for (int64_t i = begin; i + 4 * kLanes <= end; i += 4 * kLanes) {
+      static_for<4>([&](auto j) ELAPID_LAMBDA { total[j] = total[j] + load(memory + i + j * kLanes); });
+    }
+    a.sums.ptr<float>()[worker] = sum((total[0] + total[1]) + (total[2] + total[3]));
+  });
+}
+
+void run(Cpu cpu, const MultiplyAdd& a) {
+  parallel_for(cpu.threads, a.sums.size(), 1, [&](int64_t, int64_t, int worker) {
+    constexpr int kChains = 12 / kParts;  // as many registers at every level, more than latency × ports
+    F32 acc[kChains];
+    static_for<kChains>([&](auto j) ELAPID_LAMBDA { acc[j] = zero(); });
+    const F32 b = broadcast(0.5f), c = broadcast(1.0f);
+    for (int64_t i = 0; i < a.rounds * 1024 * kParts; ++i) {
+      static_for<kChains>([&](auto j) ELAPID_LAMBDA { acc[j] = fma(acc[j], b, c); });
+    }
+    F32 total = zero();
+    static_for<kChains>([&](auto j) ELAPID_LAMBDA { total = total + acc[j]; });
+    a.sums.ptr<float>()[worker] = sum(total);
+  });
+}
+
+}  // namespace elapid

@@ -1,0 +1,47 @@
+#pragma once
+
+// y = alpha · (x · Wᵀ + bias) + add, in float32 arithmetic over weights of any stored type.
+//
+// Every output element is the same sequence of operations whatever the number of rows, threads or neighbours: products
+// are added in order of k by fused multiply-add into one accumulator per kAccumulate inputs, and those partial sums in
+// order into the result. So a row's result is bit-identical alone and in any batch.
+
+#include "elapid/core/buffer.h"
+#include "elapid/core/kernel.h"
+#include "elapid/core/param.h"
+
+namespace elapid {
+
+struct Epilogue {
+  float alpha = 1;
+  Param bias;  // [out] f32, or empty
+  Tensor add;  // [rows, out] f32, or empty
+  Tensor out;  // where to write, or empty: from the arena. May be `add` itself (a residual updated in place).
+};
+
+// x [rows, in] f32; weight [out, in] packed by pack_weight(). Returns [rows, out] f32.
+Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue = {});
+
+// The packed order ("tiles"): blocks of kPackBlock outputs; in a block, `in` rounded up to a multiple of kPackDepth (the
+// depth of an AMX bf16 tile) inputs, zero where there is no weight. f32 and f16: [in][16]. bf16: [in/2][16][2], pairs of
+// neighbouring inputs, which is the order of AMX tiles and which one shift or mask turns into floats.
+inline constexpr int64_t kPackBlock = 16;
+inline constexpr int64_t kPackDepth = 32;
+inline constexpr int64_t kAccumulate = 256;
+
+ELAPID_INLINE constexpr int64_t packed_depth(int64_t in) { return (in + kPackDepth - 1) / kPackDepth * kPackDepth; }
+ELAPID_INLINE constexpr int64_t packed_blocks(int64_t out) { return (out + kPackBlock - 1) / kPackBlock; }
+// Bytes that pack_weight() writes.
+int64_t packed_bytes(Shape shape, DType dtype);
+
+// `rows` [out, in] f32, bf16 or f16 as in the checkpoint, at any alignment → a view of `memory` in packed order, which
+// must hold packed_bytes().
+Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory);
+
+struct MatmulForward {
+  Tensor x, weight, bias, add, y;  // weight: shape [out, in], data packed
+  float alpha;
+};
+ELAPID_KERNEL(MatmulForward)
+
+}  // namespace elapid

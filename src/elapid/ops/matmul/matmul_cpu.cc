@@ -1,0 +1,132 @@
+#include "elapid/ops/matmul/matmul.h"
+
+#include "elapid/cpu/simd.h"
+
+// A tile of `rows` × 16·`blocks` outputs lives in registers while k runs: each step loads two inputs' weights once and
+// multiplies them with every row. Few rows take more blocks, so that enough independent accumulators hide the latency of
+// fma (and enough streams are open to draw the memory's bandwidth); many rows take more rows, so that weights are loaded
+// and widened rarely.
+
+namespace elapid {
+namespace {
+
+#if defined(ELAPID_ISA_AVX512)
+constexpr int kMostRows = 12;  // 12 × 2 accumulators, 2 × 2 weights, 1 input: 29 of 32 registers
+constexpr int blocks_for(int rows) { return rows <= 3 ? 8 : rows <= 6 ? 4 : 2; }
+#elif defined(ELAPID_ISA_AVX2)
+constexpr int kMostRows = 4;  // an F32 is two of 16 registers
+constexpr int blocks_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#else
+constexpr int kMostRows = 2;  // an F32 is four of 16 registers
+constexpr int blocks_for(int) { return 1; }
+#endif
+
+// Rows that one task takes: they stay in L2 while the task's weights pass.
+constexpr int64_t kTaskRows = 96;
+
+template <int rows, int blocks, class T>
+void tile(const MatmulForward& a, int64_t row, int64_t block) {
+  const int64_t in = a.x.cols(), depth = packed_depth(in), x_stride = a.x.row_stride();
+  const float* x = a.x.row<float>(row);
+  const T* w = a.weight.ptr<T>() + block * kPackBlock * depth;
+  F32 total[rows][blocks];
+  static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { total[r][b] = zero(); }); });
+  for (int64_t k0 = 0; k0 < in; k0 += kAccumulate) {
+    const int64_t k1 = k0 + kAccumulate < in ? k0 + kAccumulate : in;
+    F32 acc[rows][blocks];
+    static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { acc[r][b] = zero(); }); });
+    const auto step = [&](int64_t k, const F32(&weights)[blocks]) ELAPID_LAMBDA {
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        const F32 xk = broadcast(x[r * x_stride + k]);
+        static_for<blocks>([&](auto b) ELAPID_LAMBDA { acc[r][b] = fma(xk, weights[b], acc[r][b]); });
+      });
+    };
+    for (int64_t k = k0; k < k1; k += 2) {
+      F32 even[blocks], odd[blocks];
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+        load_pair(w + (b * depth + k) * kPackBlock, even[b], odd[b]);
+      });
+      step(k, even);
+      if (k + 1 < k1) step(k + 1, odd);
+    }
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA { total[r][b] = total[r][b] + acc[r][b]; });
+    });
+  }
+  const int64_t out = a.y.cols();
+  const F32 alpha = broadcast(a.alpha);
+  static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+    const int64_t column = (block + b) * kPackBlock, n = out - column;
+    const F32 bias = a.bias ? load(a.bias.ptr<float>() + column, n) : zero();
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      F32 y = alpha * (total[r][b] + bias);
+      if (a.add) y = y + load(a.add.row<float>(row + r) + column, n);
+      store(a.y.row<float>(row + r) + column, y, n);
+    });
+  });
+}
+
+template <int rows, class T>
+void tile_row(const MatmulForward& a, int64_t row, int64_t block, int64_t block_end) {
+  constexpr int kBlocks = blocks_for(rows);
+  for (; block + kBlocks <= block_end; block += kBlocks) tile<rows, kBlocks, T>(a, row, block);
+  if constexpr (kBlocks > 1) {
+    for (; block < block_end; ++block) tile<rows, 1, T>(a, row, block);
+  }
+}
+
+// Rows [row, row_end) in tiles of nearly equal height (13 rows are 7 + 6, not 12 + 1) × blocks [block, block_end).
+template <class T>
+void task(const MatmulForward& a, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
+  const int64_t tiles = (row_end - row + kMostRows - 1) / kMostRows;
+  constexpr int64_t kPanel = blocks_for(kMostRows);
+  // Panels outside, rows inside: a panel's weights stay in L1 while all rows pass.
+  const int64_t panel = tiles > 1 ? kPanel : block_end - block;
+  for (int64_t b = block; b < block_end; b += panel) {
+    const int64_t b_end = b + panel < block_end ? b + panel : block_end;
+    int64_t r = row;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t height = (row_end - r + (tiles - i) - 1) / (tiles - i);
+      static_for<kMostRows>([&](auto h) ELAPID_LAMBDA {
+        if (height == h + 1) tile_row<h + 1, T>(a, r, b, b_end);
+      });
+      r += height;
+    }
+  }
+}
+
+template <class T>
+void multiply(Cpu cpu, const MatmulForward& a) {
+  const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols()), depth = packed_depth(a.x.cols());
+  if (rows == 0 || blocks == 0) return;
+  const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t task_rows = (rows + row_tasks - 1) / row_tasks;
+  // About 128 KiB of weights a task when there are few rows (some 10 µs of memory time), fewer with more rows (some 100 µs
+  // of arithmetic): short enough that a thread which loses its core delays the others little.
+  const int64_t bytes = rows <= kMostRows ? int64_t{128} << 10 : int64_t{48} << 10;
+  int64_t task_blocks = bytes / (depth * kPackBlock * int64_t{sizeof(T)});
+  task_blocks = (task_blocks < 1 ? 1 : task_blocks + 7) / 8 * 8;
+  if (task_blocks < 8) task_blocks = 8;
+  const int64_t block_tasks = (blocks + task_blocks - 1) / task_blocks;
+  // Neighbouring tasks share weights: they come from memory once.
+  parallel_for(cpu.threads, block_tasks * row_tasks, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i % row_tasks * task_rows, block = i / row_tasks * task_blocks;
+      const int64_t row_end = row + task_rows < rows ? row + task_rows : rows;
+      const int64_t block_end = block + task_blocks < blocks ? block + task_blocks : blocks;
+      if (row < row_end) task<T>(a, row, row_end, block, block_end);
+    }
+  });
+}
+
+}  // namespace
+
+void run(Cpu cpu, const MatmulForward& a) {
+  switch (a.weight.dtype) {
+    case DType::f32: return multiply<float>(cpu, a);
+    case DType::bf16: return multiply<BFloat16>(cpu, a);
+    default: return multiply<Float16>(cpu, a);
+  }
+}
+
+}  // namespace elapid

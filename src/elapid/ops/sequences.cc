@@ -1,0 +1,33 @@
+#include "elapid/ops/sequences.h"
+
+#include "elapid/core/error.h"
+
+namespace elapid {
+
+void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row) {
+  const int64_t sequences = batch.sequence_count();
+  require(batch.offsets.size() == sequences + 1, op, ": offsets must have ", sequences + 1, " elements, got ",
+          batch.offsets.size());
+  const int64_t* offsets = batch.offsets.ptr<int64_t>();
+  require(offsets[0] == 0 && offsets[sequences] == tokens, op, ": offsets must run from 0 to ", tokens, ", got ",
+          offsets[0], " to ", offsets[sequences]);
+  int64_t rows = 0;
+  if (state) {
+    require(state.dtype == DType::f32 && state.shape.rank == row.rank + 1, op, ": state must be f32 of rank ",
+            row.rank + 1, ", got ", name_of(state.dtype), " of rank ", state.shape.rank);
+    for (int i = 0; i < row.rank; ++i) {
+      require(state.shape[i + 1] == row[i], op, ": state dimension ", i + 1, " must be ", row[i], ", got ",
+              state.shape[i + 1]);
+    }
+    rows = state.shape[0];
+  }
+  for (int64_t s = 0; s < sequences; ++s) {
+    require(offsets[s] <= offsets[s + 1], op, ": offsets must not decrease, got ", offsets[s], " before ",
+            offsets[s + 1]);
+    const int64_t slot = batch.slots.ptr<int64_t>()[s];
+    require(slot == kNoSlot || (slot >= 0 && slot < rows), op, ": slots must be -1 or a row of the state (", rows,
+            "), got ", slot);
+  }
+}
+
+}  // namespace elapid

@@ -1,0 +1,55 @@
+#pragma once
+
+// The Mamba-2 recurrence in its chunked ("state-space dual") form, Dao & Gu 2024 (arXiv 2405.21060), section 6:
+//
+//   dt[t, h] = clamp(softplus(dt_raw[t, h] + dt_bias[h]), dt_min, dt_max)
+//   S[t]     = exp(dt[t] · A) · S[t−1] + dt[t] · x[t] ⊗ B[t]          S: [head_dim, d_state] per head
+//   y[t]     = S[t] · C[t] + D · x[t]
+//
+// Head h reads B and C of group h / (heads / groups). Within a chunk the outputs are matrix products (C Bᵀ masked by the
+// decays, times x); between chunks the state carries over. A sequence of one token takes the recurrence itself, which
+// reads and writes the state once. Which of the two depends on the sequence's own length only.
+
+#include "elapid/core/batch.h"
+#include "elapid/core/kernel.h"
+
+namespace elapid {
+
+// Tokens a chunk: within it, work grows with the square. 64 keeps a head's working set (state, chunk, decays) in L2.
+inline constexpr int64_t kSsdChunk = 64;
+
+struct SsdScan {
+  Tensor x;        // [T, heads · head_dim] f32
+  Tensor dt;       // [T, heads] f32, before bias and softplus
+  Tensor B, C;     // [T, groups · d_state] f32
+  Tensor A;        // [heads] f32, negative: −exp(A_log)
+  Tensor D;        // [heads] or [heads · head_dim] f32, or empty
+  Tensor dt_bias;  // [heads] f32, or empty
+  int64_t groups = 1;
+  float dt_min = 0, dt_max = __builtin_inff();
+};
+
+// state [slots, heads, head_dim, d_state] f32, or empty when no sequence has a slot: initial states before, final ones
+// after. Returns y [T, heads · head_dim] f32.
+Tensor ssd_scan(Context& ctx, const SsdScan& scan, const Batch& batch, const Tensor& state);
+
+struct SsdScanForward {
+  SsdScan in;
+  Tensor y;
+  Tensor offsets, slots, state;  // as in Batch; see above
+  Tensor chunk_begin;            // [S+1] i64: index of each sequence's first chunk (sequences of one token have none)
+  Tensor scores;                 // scratch [chunks, groups, kSsdChunk, kSsdChunk]: C Bᵀ of each chunk
+  Tensor scratch;                // scratch [threads, ssd_scratch_floats()]
+  int64_t head_dim, d_state;
+};
+ELAPID_KERNEL(SsdScanForward)
+
+ELAPID_INLINE constexpr int64_t ssd_padded(int64_t n) { return (n + 15) / 16 * 16; }
+// Floats of scratch one thread needs: transposed state, decayed scores, x twice, four rows of chunk scalars.
+ELAPID_INLINE constexpr int64_t ssd_scratch_floats(int64_t head_dim, int64_t d_state) {
+  const int64_t per_head = ssd_padded(head_dim) * (d_state + 2 * kSsdChunk) + kSsdChunk * kSsdChunk;
+  const int64_t per_group = d_state * kSsdChunk;
+  return (per_head > per_group ? per_head : per_group) + 4 * kSsdChunk;
+}
+
+}  // namespace elapid

@@ -1,0 +1,331 @@
+#include "elapid/ops/ssd_scan/ssd_scan.h"
+
+#include "elapid/cpu/simd.h"
+#include "elapid/ops/math.h"
+
+// Two passes. First, for every chunk and group, the scores C Bᵀ: heads of a group share them. Then every (sequence, head)
+// walks its chunks in order with the state in scratch, transposed to [d_state, head_dim], so that all three products of a
+// chunk have head_dim in their lanes:
+//   y      = (exp(cs) ∘ C) S + (scores ∘ decay ∘ dt) x + D x
+//   S_next = exp(cs_last) S + Bᵀ (w ∘ x),   w_j = dt_j · exp(cs_last − cs_j)
+// cs is the running sum of dt · A within the chunk; only differences ≤ 0 are ever exponentiated.
+
+namespace elapid {
+namespace {
+
+#if defined(ELAPID_ISA_AVX512)
+constexpr int kRows = 6, kVectors = 4;  // 24 accumulators
+#elif defined(ELAPID_ISA_AVX2)
+constexpr int kRows = 6, kVectors = 1;
+#else
+constexpr int kRows = 2, kVectors = 1;
+#endif
+
+// e^−200 is zero in float32; a bound keeps the running sum of a chunk finite when A or dt is absurd, and −∞ − −∞ away.
+constexpr float kLowestDecay = -200.0f;
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The a-side of a product: element (row, k).
+struct Left {
+  const float* data;
+  int64_t row_stride, k_stride;
+};
+// The b-side: row k holds vectors of neighbouring columns.
+struct Right {
+  const float* data;
+  int64_t k_stride;
+};
+
+template <int rows, int vectors>
+struct Tile {
+  F32 v[rows][vectors];
+
+  ELAPID_INLINE void clear() {
+    static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = zero(); }); });
+  }
+  // v += a · b over k in [0, depth)
+  ELAPID_INLINE void multiply(const Left& a, const Right& b, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k) {
+      F32 right[vectors];
+      static_for<vectors>([&](auto c) ELAPID_LAMBDA { right[c] = load(b.data + k * b.k_stride + c * kLanes); });
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        const F32 left = broadcast(a.data[r * a.row_stride + k * a.k_stride]);
+        static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = fma(left, right[c], v[r][c]); });
+      });
+    }
+  }
+};
+
+// Covers [0, rows) × [0, columns) with tiles: f(row, column, integral_constant rows, integral_constant vectors). `columns`
+// is a multiple of 16.
+template <class F>
+ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t height = smaller(kRows, rows - row);
+    for (int64_t column = 0; column < columns;) {
+      const int64_t left = (columns - column) / kLanes;
+      const bool wide = left >= kVectors;
+      static_for<kRows>([&](auto h) ELAPID_LAMBDA {
+        if (height == h + 1) {
+          if (wide) {
+            f(row, column, std::integral_constant<int, h + 1>{}, std::integral_constant<int, kVectors>{});
+          } else {
+            f(row, column, std::integral_constant<int, h + 1>{}, std::integral_constant<int, 1>{});
+          }
+        }
+      });
+      column += wide ? kVectors * kLanes : kLanes;
+    }
+  }
+}
+
+// scores[i, j] = C[i] · B[j] for j ≤ i (above the diagonal: garbage, never read unmasked). b_transposed [d_state, 64].
+void chunk_scores(const SsdScanForward& a, int64_t token, int64_t length, int64_t group, float* scores, float* scratch) {
+  const int64_t n = a.d_state, padded = ssd_padded(length);
+  for (int64_t j = 0; j < padded; ++j) {
+    if (j < length) {
+      const float* b = a.in.B.row<float>(token + j) + group * n;
+      for (int64_t i = 0; i < n; ++i) scratch[i * kSsdChunk + j] = b[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) scratch[i * kSsdChunk + j] = 0;
+    }
+  }
+  const Left c{a.in.C.row<float>(token) + group * n, a.in.C.row_stride(), 1};
+  for_tiles(length, padded, [&](int64_t row, int64_t column, auto rows, auto vectors) {
+    if (column >= row + rows) return;  // above the diagonal
+    Tile<rows, vectors> t;
+    t.clear();
+    t.multiply({c.data + row * c.row_stride, c.row_stride, 1}, {scratch + column, kSsdChunk}, n);
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      static_for<vectors>([&](auto v) ELAPID_LAMBDA {
+        store(scores + (row + r) * kSsdChunk + column + v * kLanes, t.v[r][v]);
+      });
+    });
+  });
+}
+
+// Where the state of one head is, or nowhere.
+ELAPID_INLINE float* state_of(const SsdScanForward& a, int64_t slot, int64_t head) {
+  if (slot < 0) return nullptr;
+  return a.state.ptr<float>() + (slot * a.in.dt.cols() + head) * a.head_dim * a.d_state;
+}
+
+ELAPID_INLINE F32 time_step(const SsdScanForward& a, const F32& raw, float bias) {
+  const F32 dt = softplus(raw + broadcast(bias), broadcast(20.0f));
+  return min(broadcast(a.in.dt_max), max(broadcast(a.in.dt_min), dt));
+}
+
+// One head's walk over the chunks of one sequence.
+class HeadScan {
+ public:
+  HeadScan(const SsdScanForward& a, int64_t head, float* scratch)
+      : a_(a), head_(head), padded_(ssd_padded(a.head_dim)), group_(head / (a.in.dt.cols() / a.in.groups)) {
+    state_ = scratch;
+    x_ = state_ + a.d_state * padded_;
+    weighted_x_ = x_ + kSsdChunk * padded_;
+    mixed_ = weighted_x_ + kSsdChunk * padded_;
+    dt_ = mixed_ + kSsdChunk * kSsdChunk;
+    decay_ = dt_ + kSsdChunk;   // cs
+    inflow_ = decay_ + kSsdChunk;  // exp(cs): how much of the incoming state a token sees
+    outflow_ = inflow_ + kSsdChunk;  // w: how much of a token reaches the outgoing state
+  }
+
+  void run(int64_t sequence) {
+    const int64_t begin = a_.offsets.ptr<int64_t>()[sequence], end = a_.offsets.ptr<int64_t>()[sequence + 1];
+    float* kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
+    bool carries = kept != nullptr;  // else the state is zero so far and not even stored
+    if (carries) transpose(kept, a_.head_dim, a_.d_state, state_, padded_);
+    const float* scores = a_.scores.ptr<float>() +
+                          (a_.chunk_begin.ptr<int64_t>()[sequence] * a_.in.groups + group_) * kSsdChunk * kSsdChunk;
+    for (int64_t token = begin; token < end; token += kSsdChunk) {
+      const int64_t length = smaller(kSsdChunk, end - token);
+      prepare(token, length, scores);
+      outputs(token, length, carries);
+      if (kept != nullptr || token + length < end) {
+        advance(token, length, carries);
+        carries = true;
+      }
+      scores += a_.in.groups * kSsdChunk * kSsdChunk;
+    }
+    if (kept != nullptr) {
+      for (int64_t p = 0; p < a_.head_dim; ++p) {
+        for (int64_t n = 0; n < a_.d_state; ++n) kept[p * a_.d_state + n] = state_[n * padded_ + p];
+      }
+    }
+  }
+
+ private:
+  // to[c, r] = from[r, c]; columns of `to` beyond `rows` are zeroed up to its stride.
+  static void transpose(const float* from, int64_t rows, int64_t columns, float* to, int64_t stride) {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) to[c * stride + r] = from[r * columns + c];
+      for (int64_t r = rows; r < stride; ++r) to[c * stride + r] = 0;
+    }
+  }
+
+  // Time steps, decays, the masked mixing matrix, and x both plain and weighted.
+  void prepare(int64_t token, int64_t length, const float* scores) {
+    const float a_head = a_.in.A.ptr<float>()[head_];
+    const float bias = a_.in.dt_bias ? a_.in.dt_bias.ptr<float>()[head_] : 0.0f;
+    const int64_t rounded = ssd_padded(length);
+    for (int64_t i = 0; i < rounded; ++i) dt_[i] = i < length ? a_.in.dt.row<float>(token + i)[head_] : 0.0f;
+    for (int64_t i = 0; i < rounded; i += kLanes) store(dt_ + i, time_step(a_, load(dt_ + i), bias));
+    float total = 0;
+    for (int64_t i = 0; i < length; ++i) {
+      const float step = dt_[i] * a_head;
+      total += step < kLowestDecay ? kLowestDecay : step;
+      decay_[i] = total;
+    }
+    for (int64_t i = length; i < rounded; ++i) decay_[i] = total;
+    const F32 last = broadcast(total);
+    for (int64_t i = 0; i < rounded; i += kLanes) {
+      const F32 cs = load(decay_ + i);
+      store(inflow_ + i, exp(cs));
+      store(outflow_ + i, exp(last - cs) * load(dt_ + i));
+    }
+    for (int64_t i = 0; i < length; ++i) {
+      const F32 cs = broadcast(decay_[i]), none = zero();
+      float* mixed = mixed_ + i * kSsdChunk;
+      for (int64_t j = 0; j <= i; j += kLanes) {
+        const F32 decay = exp(min(none, cs - load(decay_ + j)));
+        store(mixed + j, load(scores + i * kSsdChunk + j) * decay * load(dt_ + j));
+      }
+      // Tiles of several rows read up to the last row's diagonal.
+      const int64_t filled = i / kLanes * kLanes + kLanes;
+      for (int64_t j = i + 1; j < filled; ++j) mixed[j] = 0;
+      for (int64_t j = filled; j < smaller(i + kRows, rounded); ++j) mixed[j] = 0;
+    }
+    for (int64_t i = 0; i < length; ++i) {
+      const float* x = a_.in.x.row<float>(token + i) + head_ * a_.head_dim;
+      const F32 weight = broadcast(outflow_[i]);
+      for (int64_t p = 0; p < padded_; p += kLanes) {
+        const F32 v = load(x + p, a_.head_dim - p);
+        store(x_ + i * padded_ + p, v);
+        store(weighted_x_ + i * padded_ + p, weight * v);
+      }
+    }
+  }
+
+  void outputs(int64_t token, int64_t length, bool carries) {
+    const int64_t heads = a_.in.dt.cols(), stride = a_.in.C.row_stride();
+    const float* c = a_.in.C.row<float>(token) + group_ * a_.d_state;
+    const bool d_per_channel = a_.in.D && a_.in.D.size() != heads;
+    for_tiles(length, padded_, [&](int64_t row, int64_t column, auto rows, auto vectors) {
+      Tile<rows, vectors> t;
+      t.clear();
+      if (carries) {
+        t.multiply({c + row * stride, stride, 1}, {state_ + column, padded_}, a_.d_state);
+        static_for<rows>([&](auto r) ELAPID_LAMBDA {
+          const F32 scale = broadcast(inflow_[row + r]);
+          static_for<vectors>([&](auto v) ELAPID_LAMBDA { t.v[r][v] = t.v[r][v] * scale; });
+        });
+      }
+      t.multiply({mixed_ + row * kSsdChunk, kSsdChunk, 1}, {x_ + column, padded_}, row + rows);
+      static_for<vectors>([&](auto v) ELAPID_LAMBDA {
+        const int64_t p = column + v * kLanes, n = a_.head_dim - p;
+        F32 d = zero();
+        if (a_.in.D) {
+          d = d_per_channel ? load(a_.in.D.ptr<float>() + head_ * a_.head_dim + p, n)
+                            : broadcast(a_.in.D.ptr<float>()[head_]);
+        }
+        static_for<rows>([&](auto r) ELAPID_LAMBDA {
+          F32 y = t.v[r][v];
+          if (a_.in.D) y = fma(d, load(x_ + (row + r) * padded_ + p), y);
+          store(a_.y.row<float>(token + row + r) + head_ * a_.head_dim + p, y, n);
+        });
+      });
+    });
+  }
+
+  void advance(int64_t token, int64_t length, bool carries) {
+    const float* b = a_.in.B.row<float>(token) + group_ * a_.d_state;
+    const F32 decay = broadcast(inflow_[length - 1]);
+    for_tiles(a_.d_state, padded_, [&](int64_t row, int64_t column, auto rows, auto vectors) {
+      Tile<rows, vectors> t;
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        static_for<vectors>([&](auto v) ELAPID_LAMBDA {
+          t.v[r][v] = carries ? decay * load(state_ + (row + r) * padded_ + column + v * kLanes) : zero();
+        });
+      });
+      t.multiply({b + row, 1, a_.in.B.row_stride()}, {weighted_x_ + column, padded_}, length);
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        static_for<vectors>([&](auto v) ELAPID_LAMBDA {
+          store(state_ + (row + r) * padded_ + column + v * kLanes, t.v[r][v]);
+        });
+      });
+    });
+  }
+
+  const SsdScanForward& a_;
+  int64_t head_, padded_, group_;
+  float *state_, *x_, *weighted_x_, *mixed_, *dt_, *decay_, *inflow_, *outflow_;
+};
+
+// One token: the recurrence itself. The state is read and written once; y sums over d_state in the lanes.
+void single_step(const SsdScanForward& a, int64_t sequence, int64_t head) {
+  const int64_t t = a.offsets.ptr<int64_t>()[sequence], heads = a.in.dt.cols(), n = a.d_state;
+  const int64_t group = head / (heads / a.in.groups);
+  const float bias = a.in.dt_bias ? a.in.dt_bias.ptr<float>()[head] : 0.0f;
+  alignas(64) float lanes[kLanes];
+  store(lanes, time_step(a, broadcast(a.in.dt.row<float>(t)[head]), bias));
+  const float dt = lanes[0], step = dt * a.in.A.ptr<float>()[head];
+  const F32 decay = exp(broadcast(step < kLowestDecay ? kLowestDecay : step));
+  const float* b = a.in.B.row<float>(t) + group * n;
+  const float* c = a.in.C.row<float>(t) + group * n;
+  const float* x = a.in.x.row<float>(t) + head * a.head_dim;
+  float* y = a.y.row<float>(t) + head * a.head_dim;
+  float* state = state_of(a, a.slots.ptr<int64_t>()[sequence], head);
+  for (int64_t p = 0; p < a.head_dim; ++p) {
+    const F32 inflow = broadcast(dt * x[p]);
+    F32 total = zero();
+    for (int64_t i = 0; i < n; i += kLanes) {
+      F32 s = inflow * load(b + i, n - i);
+      if (state != nullptr) {
+        s = fma(decay, load(state + p * n + i, n - i), s);
+        store(state + p * n + i, s, n - i);
+      }
+      total = fma(s, load(c + i, n - i), total);
+    }
+    float value = sum(total);
+    if (a.in.D) value += a.in.D.ptr<float>()[a.in.D.size() == heads ? head : head * a.head_dim + p] * x[p];
+    y[p] = value;
+  }
+}
+
+}  // namespace
+
+void run(Cpu cpu, const SsdScanForward& a) {
+  const int64_t sequences = a.slots.size(), heads = a.in.dt.cols(), groups = a.in.groups;
+  const int64_t* offsets = a.offsets.ptr<int64_t>();
+  const int64_t* chunk_begin = a.chunk_begin.ptr<int64_t>();
+  parallel_for(cpu.threads, chunk_begin[sequences] * groups, 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t chunk = i / groups;
+      int64_t low = 0, high = sequences;  // the sequence whose chunks include this one
+      while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (chunk_begin[middle] <= chunk ? low : high) = middle;
+      }
+      const int64_t token = offsets[low] + (chunk - chunk_begin[low]) * kSsdChunk;
+      const int64_t length = smaller(kSsdChunk, offsets[low + 1] - token);
+      chunk_scores(a, token, length, i % groups, a.scores.ptr<float>() + i * kSsdChunk * kSsdChunk,
+                   a.scratch.row<float>(worker));
+    }
+  });
+  // A short sequence is little work for one task; a step of a whole model's state is not.
+  const int64_t tokens = a.in.x.rows();
+  const int64_t grain = sequences == tokens ? 1 + 16384 / (a.head_dim * a.d_state + 1) : 1;
+  parallel_for(cpu.threads, sequences * heads, grain, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sequence = i / heads, head = i % heads, length = offsets[sequence + 1] - offsets[sequence];
+      if (length == 1) {
+        single_step(a, sequence, head);
+      } else if (length > 1) {
+        HeadScan(a, head, a.scratch.row<float>(worker)).run(sequence);
+      }
+    }
+  });
+}
+
+}  // namespace elapid
