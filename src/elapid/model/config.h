@@ -1,0 +1,33 @@
+#pragma once
+
+// ModelConfig: a model as data. Families map a checkpoint's config.json to it.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "elapid/core/dtype.h"
+#include "elapid/nn/block.h"
+
+namespace elapid {
+
+struct ModelConfig {
+  std::string family;  // the checkpoint's model_type
+  int64_t vocab = 0, d_model = 0;
+  float norm_eps = 1e-5f;
+  bool tied_head = true;
+  float embedding_scale = 1, logit_scale = 1;
+  std::vector<BlockConfig> blocks;
+
+  // Not mathematics, but what comes with it.
+  std::vector<int64_t> eos_ids;             // config.json's eos_token_id
+  std::optional<DType> torch_dtype;         // what random weights are made of
+  std::vector<std::string> unknown_keys;    // of config.json: neither mapped nor known to be harmless
+  std::vector<std::string> notes;           // what a person should know about how the checkpoint was read
+};
+
+// config.json as text → ModelConfig; `what` names it in errors. Fuzzed.
+ModelConfig parse_config(std::string_view text, const std::string& what);
+
+}  // namespace elapid

@@ -1,0 +1,57 @@
+#pragma once
+
+// Model: embedding, blocks, final norm and head, with the memory of its weights. Immutable after loading; any number of
+// threads and engines may run it at once, each with its own Context and StatePool.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "elapid/core/buffer.h"
+#include "elapid/io/safetensors.h"
+#include "elapid/model/config.h"
+#include "elapid/nn/block.h"
+
+namespace elapid {
+
+class Model {
+ public:
+  // Parameters without values; load.h fills them.
+  explicit Model(ModelConfig config);
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  // The hidden states after the final norm of the rows in pass.batch.outputs: [R, d_model] f32, in ctx.arena.
+  Tensor hidden(Context& ctx, const Pass& pass) const;
+  // hidden [R, d_model] → [R, vocab] f32.
+  Tensor logits(Context& ctx, const Tensor& hidden) const;
+
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] std::shared_ptr<const StateSpec> state_spec() const { return spec_; }
+
+  // Every parameter once, in a fixed order.
+  void visit(const ParameterVisitor& f);
+
+  // Facts about the weights in memory.
+  struct Weights {
+    int64_t parameters = 0;        // elements
+    int64_t bytes = 0;             // as stored in the checkpoint
+    int64_t bytes_per_token = 0;   // read to decode one token of one sequence
+    int64_t matrix_elements = 0;   // that multiply every token, without embedding and head
+    std::vector<std::pair<DType, int64_t>> elements_by_dtype;  // as stored
+  };
+  [[nodiscard]] const Weights& weights() const { return weights_; }
+
+ private:
+  friend class ModelBuilder;
+
+  ModelConfig config_;
+  std::shared_ptr<StateSpec> spec_;
+  Param embedding_, norm_, head_;  // a tied head is the embedding's values, packed
+  std::vector<Block> blocks_;
+  Weights weights_;
+  Buffer memory_;                                        // packed matrices and float32 vectors
+  std::vector<std::shared_ptr<const MappedFile>> files_;  // what unpacked tables view
+};
+
+}  // namespace elapid

@@ -1,0 +1,78 @@
+#include <cmath>
+
+#include "elapid/core/error.h"
+#include "elapid/core/random.h"
+#include "elapid/model/builder.h"
+#include "elapid/model/fingerprint.h"
+#include "elapid/model/load.h"
+
+// Random weights: uniform with the variance that keeps activations near 1 through any number of layers. Values need not
+// be a trained model's, but zeros, subnormals or infinities would make a benchmark lie.
+
+namespace elapid {
+namespace {
+
+// Half-width of a uniform distribution of the given standard deviation.
+float half_width(double deviation) { return static_cast<float>(deviation * std::sqrt(3.0)); }
+
+struct Range {
+  float low, high;
+};
+
+Range range_of(const ParameterInfo& info, int64_t layers) {
+  switch (info.role) {
+    case Role::table: return {-half_width(1), half_width(1)};
+    case Role::matrix: {
+      // Bodies add into the residual: together all layers add about as much variance as the embedding has.
+      const double share = info.name.ends_with("out_proj.weight") ? 1 / std::sqrt(static_cast<double>(layers)) : 1;
+      const float h = half_width(share / std::sqrt(static_cast<double>(info.shape[1])));
+      return {-h, h};
+    }
+    case Role::conv_taps: return {-0.5f, 0.5f};
+    case Role::decay: return {0, static_cast<float>(std::log(16.0))};  // A in −16 … −1, as Mamba-2 begins
+    case Role::vector:
+      if (info.name.ends_with("dt_bias")) return {-6.9f, -2.25f};  // time steps of 0.001 … 0.1
+      if (info.name.ends_with(".bias")) return {-0.05f, 0.05f};
+      return {0.9f, 1.1f};
+  }
+  return {0, 0};
+}
+
+}  // namespace
+
+std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed) {
+  const DType stored = config.torch_dtype.value_or(DType::f32);
+  // f16 has no rounding conversion here, and costs what bf16 costs.
+  const DType matrices = stored == DType::f32 ? DType::f32 : DType::bf16;
+  ModelBuilder builder(config, threads);
+  std::vector<Buffer> memory;
+  uint64_t stream = 0;
+  builder.fill([&](const ParameterInfo& info) {
+    const Range range = range_of(info, static_cast<int64_t>(config.blocks.size()));
+    const bool is_matrix = info.role == Role::matrix || info.role == Role::table;
+    const DType dtype = is_matrix ? matrices : DType::f32;
+    const int64_t size = info.shape.size();
+    memory.emplace_back(size * size_of(dtype));
+    const Tensor t(memory.back().data(), dtype, info.shape);
+    info.param->name = info.name;
+    const uint64_t id = stream++;
+    parallel_for(threads, (size + 3) / 4, 1 << 14, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const std::array<uint32_t, 4> words = philox(seed, static_cast<uint64_t>(i), id);
+        for (int64_t j = 4 * i; j < 4 * i + 4 && j < size; ++j) {
+          const float u = static_cast<float>(words[static_cast<size_t>(j % 4)] >> 8) * 0x1p-24f;
+          const float v = range.low + u * (range.high - range.low);
+          if (dtype == DType::f32) {
+            t.ptr<float>()[j] = v;
+          } else {
+            t.ptr<BFloat16>()[j] = to_bf16(v);
+          }
+        }
+      }
+    });
+    return ModelBuilder::Source{t, nullptr};
+  });
+  return builder.finish([config, seed] { return fingerprint_of(config, seed); });
+}
+
+}  // namespace elapid

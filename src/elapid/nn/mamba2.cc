@@ -1,0 +1,52 @@
+#include "elapid/nn/mamba2.h"
+
+#include "elapid/ops/rms_norm/rms_norm.h"
+#include "elapid/ops/ssd_scan/ssd_scan.h"
+
+namespace elapid {
+
+Mamba2::Mamba2(const Mamba2Config& c, int64_t layer, StateSpec& spec)
+    : config_(c),
+      in_proj_{.in = c.d_model, .out = c.d_inner() + c.conv_dim() + c.heads, .has_bias = c.proj_bias},
+      out_proj_{.in = c.d_inner(), .out = c.d_model, .has_bias = c.proj_bias} {
+  conv_state_ = static_cast<int64_t>(spec.entries.size());
+  spec.entries.push_back({"conv", layer, {c.d_conv - 1, c.conv_dim()}});
+  ssm_state_ = static_cast<int64_t>(spec.entries.size());
+  spec.entries.push_back({"ssm", layer, {c.heads, c.head_dim, c.d_state}});
+}
+
+void Mamba2::forward(Context& ctx, const Tensor& h, const Tensor& residual, const Pass& pass) const {
+  const int64_t d_inner = config_.d_inner(), conv_dim = config_.conv_dim(), bc = config_.groups * config_.d_state;
+  const Tensor zxbcdt = in_proj_(ctx, h);                                        // [T, d_inner + conv_dim + heads]
+  const Tensor z = zxbcdt.columns(0, d_inner);                                   // [T, d_inner]
+  const Tensor xbc = zxbcdt.columns(d_inner, d_inner + conv_dim);                // [T, conv_dim]
+  const Tensor dt = zxbcdt.columns(d_inner + conv_dim, zxbcdt.cols());           // [T, heads]
+  const Tensor u = causal_conv1d(ctx, xbc, conv_, pass.batch, pass.state(conv_state_));
+  const SsdScan scan{.x = u.columns(0, d_inner),                                 // [T, heads · head_dim]
+                     .dt = dt,
+                     .B = u.columns(d_inner, d_inner + bc),                      // [T, groups · d_state]
+                     .C = u.columns(d_inner + bc, d_inner + 2 * bc),             // [T, groups · d_state]
+                     .A = A_.value,
+                     .D = D_.value,
+                     .dt_bias = dt_bias_.value,
+                     .groups = config_.groups,
+                     .dt_min = config_.dt_min,
+                     .dt_max = config_.dt_max};
+  const Tensor y = ssd_scan(ctx, scan, pass.batch, pass.state(ssm_state_));      // [T, d_inner]
+  out_proj_(ctx, gated_rms_norm(ctx, y, z, norm_, config_.norm_eps, config_.norm_groups),
+            {.add = residual, .out = residual});
+}
+
+void Mamba2::visit(const std::string& prefix, const ParameterVisitor& f) {
+  const Mamba2Config& c = config_;
+  in_proj_.visit(prefix + "in_proj.", f);
+  f({prefix + "conv1d.weight", &conv_.weight, {c.conv_dim(), 1, c.d_conv}, Role::conv_taps});
+  if (c.conv_bias) f({prefix + "conv1d.bias", &conv_.bias, {c.conv_dim()}, Role::vector});
+  f({prefix + "A_log", &A_, {c.heads}, Role::decay});
+  f({prefix + "D", &D_, {c.heads}, Role::vector});
+  f({prefix + "dt_bias", &dt_bias_, {c.heads}, Role::vector});
+  f({prefix + "norm.weight", &norm_, {c.d_inner()}, Role::vector});
+  out_proj_.visit(prefix + "out_proj.", f);
+}
+
+}  // namespace elapid

@@ -1,0 +1,118 @@
+#include "elapid/state/state.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+
+#include "elapid/core/error.h"
+#include "elapid/io/safetensors.h"
+
+namespace elapid {
+namespace {
+
+constexpr std::string_view kFormat = "elapid.state";
+constexpr std::string_view kVersion = "1";
+
+std::string tensor_name(const StateEntry& entry) { return concat("state.", entry.layer, ".", entry.kind); }
+
+// The inverse of tensor_name().
+StateEntry entry_of(const std::string& name, const Shape& shape, const std::string& what) {
+  const size_t dot = name.find('.', 6);
+  const bool well_formed = name.starts_with("state.") && dot != std::string::npos && dot > 6 && dot < 6 + 10 &&
+                           std::all_of(name.begin() + 6, name.begin() + static_cast<std::ptrdiff_t>(dot),
+                                       [](char c) { return c >= '0' && c <= '9'; });
+  require(well_formed, what, ": tensors must be named state.<layer>.<kind>, tokens or pending, got ", name);
+  return {name.substr(dot + 1), std::stoll(name.substr(6, dot - 6)), shape};
+}
+
+std::vector<TokenId> ids_of(const Safetensors& file, const std::string& name, const std::string& what) {
+  const Tensor& tensor = file.at(name);
+  require(tensor.dtype == DType::i64 && tensor.shape.rank == 1, what, ": ", name, " must be a list of i64, got ",
+          name_of(tensor.dtype), " of rank ", tensor.shape.rank);
+  std::vector<TokenId> ids(static_cast<size_t>(tensor.size()));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    int64_t id;
+    std::memcpy(&id, static_cast<const char*>(tensor.data) + i * sizeof id, sizeof id);
+    require(id >= 0 && id <= std::numeric_limits<TokenId>::max(), what, ": ", name, " must hold token ids, got ", id);
+    ids[i] = static_cast<TokenId>(id);
+  }
+  return ids;
+}
+
+}  // namespace
+
+void State::write(const std::filesystem::path& path) const {
+  std::vector<NamedTensor> tensors;
+  for (size_t i = 0; i < data_->entries.size(); ++i) {
+    tensors.push_back({tensor_name(data_->entries[i]), data_->tensors[i]});
+  }
+  std::vector<int64_t> tokens(data_->tokens.begin(), data_->tokens.end());
+  std::vector<int64_t> pending(data_->pending.begin(), data_->pending.end());
+  tensors.push_back({"tokens", Tensor(tokens.data(), DType::i64, {static_cast<int64_t>(tokens.size())})});
+  tensors.push_back({"pending", Tensor(pending.data(), DType::i64, {static_cast<int64_t>(pending.size())})});
+  write_safetensors(path, tensors,
+                    {{"format", std::string(kFormat)},
+                     {"version", std::string(kVersion)},
+                     {"fingerprint", data_->spec ? data_->spec->fingerprint() : data_->fingerprint},
+                     {"dtype", "f32"}});
+}
+
+State State::read(const std::filesystem::path& path) {
+  const auto file = MappedFile::open(path);
+  return parse(file->bytes(), path.string());
+}
+
+State State::parse(Bytes bytes, const std::string& what) {
+  const Safetensors file = Safetensors::parse(bytes, what);
+  const auto meta = [&](const std::string& key) {
+    const auto found = file.metadata().find(key);
+    return found == file.metadata().end() ? std::string("nothing") : found->second;
+  };
+  require(meta("format") == kFormat, what, ": must be a state file (format ", kFormat, "), got ", meta("format"));
+  require(meta("version") == kVersion, what, ": state version must be ", kVersion, ", got ", meta("version"));
+  require(meta("dtype") == "f32", what, ": state dtype must be f32, got ", meta("dtype"));
+
+  auto data = std::make_shared<Data>();
+  data->fingerprint = meta("fingerprint");
+  data->tokens = ids_of(file, "tokens", what);
+  data->pending = ids_of(file, "pending", what);
+  struct Found {
+    StateEntry entry;
+    const void* bytes;
+  };
+  std::vector<Found> found;
+  int64_t total = 0;
+  for (const auto& [name, e] : file.entries()) {
+    if (name == "tokens" || name == "pending") continue;
+    require(e.tensor.dtype == DType::f32, what, ": ", name, " must be f32, got ", name_of(e.tensor.dtype));
+    found.push_back({entry_of(name, e.tensor.shape, what), e.tensor.data});
+    total += e.tensor.bytes();
+  }
+  // The order of a model's spec: by layer, and within one as the body declares, which is alphabetical by convention.
+  std::stable_sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return std::tie(a.entry.layer, a.entry.kind) < std::tie(b.entry.layer, b.entry.kind);
+  });
+  data->memory = Buffer(total);
+  char* at = static_cast<char*>(data->memory.data());
+  for (const Found& f : found) {
+    const Tensor tensor(at, DType::f32, f.entry.shape);
+    if (tensor.bytes() > 0) std::memcpy(at, f.bytes, static_cast<size_t>(tensor.bytes()));
+    at += tensor.bytes();
+    data->entries.push_back(f.entry);
+    data->tensors.push_back(tensor);
+  }
+  return State(std::move(data));
+}
+
+bool State::operator==(const State& other) const {
+  const Data &a = *data_, &b = *other.data_;
+  if (a.entries != b.entries || a.tokens != b.tokens || a.pending != b.pending) return false;
+  for (size_t i = 0; i < a.tensors.size(); ++i) {
+    const auto bytes = static_cast<size_t>(a.tensors[i].bytes());
+    if (bytes > 0 && std::memcmp(a.tensors[i].data, b.tensors[i].data, bytes) != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace elapid

@@ -1,0 +1,57 @@
+#pragma once
+
+// State: an immutable snapshot of one sequence. Cheap to copy (shared), equal by content, written to and read from files.
+//
+// File format: safetensors with the tensors `state.{layer}.{kind}` (float32), `tokens` and `pending` (int64 ids), and
+// the metadata {"format": "elapid.state", "version": "1", "fingerprint": hex, "dtype": "f32"}.
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "elapid/core/batch.h"
+#include "elapid/core/buffer.h"
+#include "elapid/io/file.h"
+#include "elapid/state/spec.h"
+
+namespace elapid {
+
+class State {
+ public:
+  // Ids that the state has consumed, and ids that follow them but were not fed to the model yet (the last token of a
+  // generation): continuing begins with those.
+  [[nodiscard]] std::span<const TokenId> tokens() const { return data_->tokens; }
+  [[nodiscard]] std::span<const TokenId> pending() const { return data_->pending; }
+
+  // Entry i of the spec.
+  [[nodiscard]] Tensor entry(int64_t i) const { return data_->tensors.at(static_cast<size_t>(i)); }
+  [[nodiscard]] int64_t entry_count() const { return static_cast<int64_t>(data_->tensors.size()); }
+
+  // Atomic: the file is the old or the whole new one.
+  void write(const std::filesystem::path& path) const;
+  // An Error when the file is not a state, is or is damaged; whether it belongs to a model shows in
+  // StatePool::load().
+  static State read(const std::filesystem::path& path);
+  // From memory, for fuzzing; `what` names it in errors.
+  static State parse(Bytes bytes, const std::string& what);
+
+  // Same ids, entries and values, bit for bit.
+  bool operator==(const State& other) const;
+
+ private:
+  friend class StatePool;
+  struct Data {
+    std::vector<StateEntry> entries;
+    std::vector<Tensor> tensors;              // views of `memory`, dense f32
+    Buffer memory;
+    std::vector<TokenId> tokens, pending;
+    std::shared_ptr<const StateSpec> spec;    // the pool's, when the snapshot was taken in this process
+    std::string fingerprint;                  // the file's, when it was read
+  };
+  explicit State(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
+  std::shared_ptr<const Data> data_;
+};
+
+}  // namespace elapid
