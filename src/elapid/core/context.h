@@ -8,10 +8,13 @@
 
 namespace elapid {
 
+class Tape;  // records backward kernels; training brings it
+
 struct Context {
   Device device;
   ThreadPool& threads;
-  Arena& arena;  // activations and scratch
+  Arena& arena;          // activations and scratch
+  Tape* tape = nullptr;  // present when gradients are wanted
 };
 
 }  // namespace elapid

@@ -4,6 +4,8 @@
 // guarded by `if constexpr`, so a CPU build neither references nor stubs it.
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace elapid {
 
@@ -19,5 +21,16 @@ inline constexpr bool kWithCuda = true;
 #else
 inline constexpr bool kWithCuda = false;
 #endif
+
+struct CudaDevice {
+  int index;
+  std::string name;
+  int major, minor;  // compute capability
+  int64_t bytes;     // of memory
+};
+
+// What this machine has; empty without a driver. Defined in builds with CUDA only: call it under `if constexpr
+// (kWithCuda)`.
+std::vector<CudaDevice> cuda_devices();
 
 }  // namespace elapid

@@ -33,6 +33,7 @@ struct Cuda {
 
 template <class Args>
 void launch(const Context& ctx, const Args& args) {
+  require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
   if (ctx.device.type == DeviceType::cuda) {
     if constexpr (kWithCuda && requires(Cuda gpu) { run(gpu, args); }) {
       return run(Cuda{nullptr}, args);

@@ -42,15 +42,10 @@ void* ModelBuilder::take(int64_t bytes) {
 
 void ModelBuilder::fill(const Find& find) {
   Model& model = *model_;
-  struct Item {
-    ParameterInfo info;
-    Source source;
-  };
-  std::vector<Item> items;
   int64_t total = 0;
   const auto packed = [&](const Tensor& t) { return aligned(packed_bytes(t.shape, t.dtype)); };
   model.visit([&](const ParameterInfo& info) {
-    const Source source = find(info);
+    const Source source = find(info, false);
     const Tensor& t = source.tensor;
     require(t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16, "load model: ", info.param->name,
             " must be f32, bf16 or f16, got ", name_of(t.dtype));
@@ -62,10 +57,9 @@ void ModelBuilder::fill(const Find& find) {
     } else {
       total += aligned(t.size() * size_of(DType::f32));
     }
-    items.push_back({info, source});
   });
   model.memory_ = Buffer(total);
-  for (const Item& item : items) place(item.info, item.source);
+  model.visit([&](const ParameterInfo& info) { place(info, find(info, true)); });
 }
 
 void ModelBuilder::place(const ParameterInfo& info, const Source& source) {

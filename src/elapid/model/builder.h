@@ -12,16 +12,18 @@ namespace elapid {
 
 class ModelBuilder {
  public:
-  // One parameter in the checkpoint's form; `file` keeps it alive and is null for memory that lasts only for the call.
+  // One parameter in the checkpoint's form; `file` keeps it alive and is null for memory that lasts only until the next one.
   struct Source {
     Tensor tensor;
     std::shared_ptr<const MappedFile> file;
   };
-  using Find = std::function<Source(const ParameterInfo&)>;
+  // Called twice for every parameter: first with values = false, when only dtype, shape and file are looked at (memory is
+  // sized before it is filled), then with true, right before they are copied.
+  using Find = std::function<Source(const ParameterInfo&, bool values)>;
 
   ModelBuilder(ModelConfig config, ThreadPool& threads);
 
-  // Fills every parameter with what `find` returns for it. Called once, before finish().
+  // Fills every parameter. Called once, before finish().
   void fill(const Find& find);
   // `fingerprint` is called when a state meets a file.
   std::unique_ptr<Model> finish(std::function<std::string()> fingerprint);

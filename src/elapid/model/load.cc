@@ -58,7 +58,7 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
   std::set<std::string> used;
   if (config.tied_head) used.insert(names.at(std::string(kHead)));
   ModelBuilder builder(config, threads);
-  builder.fill([&](const ParameterInfo& info) {
+  builder.fill([&](const ParameterInfo& info, bool) {
     const std::string& name = names.at(info.name);
     const auto found = weights->entries().find(name);
     require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", name,

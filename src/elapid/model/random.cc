@@ -45,16 +45,18 @@ std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threa
   // f16 has no rounding conversion here, and costs what bf16 costs.
   const DType matrices = stored == DType::f32 ? DType::f32 : DType::bf16;
   ModelBuilder builder(config, threads);
-  std::vector<Buffer> memory;
+  Buffer memory;  // one parameter's at a time
   uint64_t stream = 0;
-  builder.fill([&](const ParameterInfo& info) {
+  builder.fill([&](const ParameterInfo& info, bool values) {
     const Range range = range_of(info, static_cast<int64_t>(config.blocks.size()));
     const bool is_matrix = info.role == Role::matrix || info.role == Role::table;
     const DType dtype = is_matrix ? matrices : DType::f32;
     const int64_t size = info.shape.size();
-    memory.emplace_back(size * size_of(dtype));
-    const Tensor t(memory.back().data(), dtype, info.shape);
     info.param->name = info.name;
+    if (!values) return ModelBuilder::Source{Tensor(nullptr, dtype, info.shape), nullptr};
+    memory = Buffer();
+    memory = Buffer(size * size_of(dtype));
+    const Tensor t(memory.data(), dtype, info.shape);
     const uint64_t id = stream++;
     parallel_for(threads, (size + 3) / 4, 1 << 14, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {

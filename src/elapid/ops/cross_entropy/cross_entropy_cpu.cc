@@ -29,8 +29,10 @@ void run(Cpu cpu, const CrossEntropyForward& a) {
         total = total + exp(load(tail));
       }
       alignas(64) float log_total[kLanes];
-      store(log_total, log(broadcast(sum(total))));
-      *nll = log_total[0] + (top - x[label]);
+      const float lane_total = sum(total);
+      store(log_total, log(broadcast(lane_total)));
+      // log() is for positive numbers: a NaN among the logits, or an infinite maximum, must not get lost in it.
+      *nll = lane_total > 0 ? log_total[0] + (top - x[label]) : lane_total;
     }
   });
 }

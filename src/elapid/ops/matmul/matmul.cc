@@ -51,6 +51,7 @@ Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory) {
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {
   const int64_t out = weight.value.shape[0], in = weight.value.shape[1];
   require(weight.packing == Packing::tiles, "matmul: ", weight.name, " must be packed");
+  require(in >= 1, "matmul: ", weight.name, " must have at least one input, got ", in);
   require(x.dtype == DType::f32 && x.cols() == in, "matmul: x must be f32 with ", in, " columns for ", weight.name,
           ", got ", name_of(x.dtype), " with ", x.cols());
   const Param& bias = epilogue.bias;

@@ -21,6 +21,14 @@ constexpr int kMostRows = 2;  // an F32 is four of 16 registers
 constexpr int blocks_for(int) { return 1; }
 #endif
 
+// Heights of tiles, largest first: few enough to compile quickly, close enough that few rows are taken by a low tile. Every
+// other number of rows is a sum of these.
+#if defined(ELAPID_FEWER_TILES)  // sanitizers: the same code in fewer instances, which compile in minutes less
+constexpr int kHeights[] = {2, 1};
+#else
+constexpr int kHeights[] = {12, 8, 6, 4, 3, 2, 1};
+#endif
+
 // Rows that one task takes: they stay in L2 while the task's weights pass.
 constexpr int64_t kTaskRows = 96;
 
@@ -75,23 +83,21 @@ void tile_row(const MatmulForward& a, int64_t row, int64_t block, int64_t block_
   }
 }
 
-// Rows [row, row_end) in tiles of nearly equal height (13 rows are 7 + 6, not 12 + 1) × blocks [block, block_end).
+// Rows [row, row_end) × blocks [block, block_end).
 template <class T>
 void task(const MatmulForward& a, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
-  const int64_t tiles = (row_end - row + kMostRows - 1) / kMostRows;
   constexpr int64_t kPanel = blocks_for(kMostRows);
   // Panels outside, rows inside: a panel's weights stay in L1 while all rows pass.
-  const int64_t panel = tiles > 1 ? kPanel : block_end - block;
+  const int64_t panel = row_end - row > kMostRows ? kPanel : block_end - block;
   for (int64_t b = block; b < block_end; b += panel) {
     const int64_t b_end = b + panel < block_end ? b + panel : block_end;
     int64_t r = row;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t height = (row_end - r + (tiles - i) - 1) / (tiles - i);
-      static_for<kMostRows>([&](auto h) ELAPID_LAMBDA {
-        if (height == h + 1) tile_row<h + 1, T>(a, r, b, b_end);
-      });
-      r += height;
-    }
+    static_for<static_cast<int>(sizeof kHeights / sizeof *kHeights)>([&](auto i) ELAPID_LAMBDA {
+      constexpr int kHeight = kHeights[i];
+      if constexpr (kHeight <= kMostRows) {
+        for (; r + kHeight <= row_end; r += kHeight) tile_row<kHeight, T>(a, r, b, b_end);
+      }
+    });
   }
 }
 
@@ -100,13 +106,13 @@ void multiply(Cpu cpu, const MatmulForward& a) {
   const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols()), depth = packed_depth(a.x.cols());
   if (rows == 0 || blocks == 0) return;
   const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
-  const int64_t task_rows = (rows + row_tasks - 1) / row_tasks;
+  // Nearly equal tasks of whole tiles.
+  const int64_t task_rows = ((rows + row_tasks - 1) / row_tasks + kMostRows - 1) / kMostRows * kMostRows;
   // About 128 KiB of weights a task when there are few rows (some 10 µs of memory time), fewer with more rows (some 100 µs
   // of arithmetic): short enough that a thread which loses its core delays the others little.
   const int64_t bytes = rows <= kMostRows ? int64_t{128} << 10 : int64_t{48} << 10;
-  int64_t task_blocks = bytes / (depth * kPackBlock * int64_t{sizeof(T)});
-  task_blocks = (task_blocks < 1 ? 1 : task_blocks + 7) / 8 * 8;
-  if (task_blocks < 8) task_blocks = 8;
+  const int64_t fitting = bytes / (depth * kPackBlock * int64_t{sizeof(T)});
+  const int64_t task_blocks = fitting / 8 * 8 + 8;  // whole widest tiles
   const int64_t block_tasks = (blocks + task_blocks - 1) / task_blocks;
   // Neighbouring tasks share weights: they come from memory once.
   parallel_for(cpu.threads, block_tasks * row_tasks, 1, [&](int64_t begin, int64_t end, int) {

@@ -1,0 +1,108 @@
+#include "elapid/model/config.h"
+
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "tests/model/fixtures.h"
+
+namespace elapid::testing {
+namespace {
+
+ModelConfig parse(const Json& json) { return parse_config(json.dump(), "config.json"); }
+
+Json storyteller() { return read_json(storyteller_folder() / "config.json"); }
+
+const Mamba2Config& mixer(const ModelConfig& c) { return std::get<Mamba2Config>(c.blocks.at(0).bodies.at(0)); }
+
+TEST(Config, ReadsTheBundledModel) {
+  const ModelConfig c = parse(storyteller());
+  EXPECT_EQ(c.vocab, 4096);
+  EXPECT_EQ(c.d_model, 384);
+  EXPECT_EQ(c.blocks.size(), 12u);
+  EXPECT_TRUE(c.tied_head);
+  EXPECT_EQ(c.torch_dtype, DType::bf16);
+  EXPECT_EQ(c.eos_ids, std::vector<int64_t>{0});
+  EXPECT_EQ(mixer(c).heads, 12);
+  EXPECT_EQ(mixer(c).conv_dim(), 768 + 2 * 128);
+  EXPECT_TRUE(c.unknown_keys.empty());
+}
+
+TEST(Config, BothSpellingsOfInfinityMeanNoLimit) {
+  for (const char* name : {"config.json", "config.bare_infinity.json"}) {
+    const fs::path path = case_folder("mamba2_default") / name;
+    const ModelConfig c = parse_config(read_text_file(path), path.string());
+    EXPECT_EQ(mixer(c).dt_min, 0) << name;
+    EXPECT_EQ(mixer(c).dt_max, INFINITY) << name;
+  }
+  const ModelConfig limited = load_config(case_folder("mamba2_dtlimit"));
+  EXPECT_EQ(mixer(limited).dt_min, 0.01f);
+  EXPECT_EQ(mixer(limited).dt_max, 0.1f);
+}
+
+TEST(Config, DefaultsAreThoseOfTransformers) {
+  const ModelConfig c = parse(Json{{"model_type", "mamba2"}});
+  EXPECT_EQ(c.vocab, 32768);
+  EXPECT_EQ(c.d_model, 4096);
+  EXPECT_EQ(c.blocks.size(), 64u);
+  EXPECT_EQ(mixer(c).groups, 8);
+  EXPECT_FALSE(c.tied_head);
+}
+
+TEST(Config, EosMayBeAList) {
+  Json json = storyteller();
+  json["eos_token_id"] = {0, 7};
+  EXPECT_EQ(parse(json).eos_ids, (std::vector<int64_t>{0, 7}));
+}
+
+TEST(Config, UnknownKeysAreReportedAndMathematicsRefused) {
+  Json json = storyteller();
+  json["my_experiment"] = 3;
+  EXPECT_EQ(parse(json).unknown_keys, std::vector<std::string>{"my_experiment"});
+  json["logits_scaling"] = nullptr;  // off
+  EXPECT_NO_THROW(parse(json));
+  const Json mathematics = {{"logits_scaling", 8.0},
+                            {"attn_layer_idx", {1, 3}},
+                            {"quantization_config", {{"bits", 4}}},
+                            {"num_local_experts", 4}};
+  for (const auto& [key, value] : mathematics.items()) {
+    Json changed = storyteller();
+    changed[key] = value;
+    const std::string message = error_of([&] { parse(changed); });
+    EXPECT_NE(message.find("config.json: " + key + ": must be absent or off"), std::string::npos) << message;
+  }
+}
+
+TEST(Config, BadValuesAreErrorsThatNameTheKey) {
+  const Json bad[] = {
+      {{"vocab_size", 0}},        {{"vocab_size", -1}},          {{"vocab_size", 1e18}},     {{"vocab_size", "many"}},
+      {{"hidden_size", 383}},     {{"hidden_size", 1.5}},        {{"num_heads", 0}},         {{"n_groups", 5}},
+      {{"n_groups", 0}},          {{"state_size", -128}},        {{"conv_kernel", 0}},       {{"conv_kernel", 1000}},
+      {{"expand", 3}},            {{"num_hidden_layers", 0}},    {{"num_hidden_layers", 1e9}}, {{"hidden_act", "gelu"}},
+      {{"rms_norm", false}},      {{"use_bias", "no"}},          {{"layer_norm_epsilon", -1}}, {{"layer_norm_epsilon", "x"}},
+      {{"time_step_limit", 3}},   {{"time_step_limit", {0.0}}},  {{"time_step_limit", {1.0, 0.5}}},
+      {{"torch_dtype", "int3"}},  {{"eos_token_id", "end"}},     {{"tie_word_embeddings", 1}},
+      {{"layer_norm_epsilon", {{"__float__", "NaN"}}}},          {{"time_step_limit", {{{"__float__", "NaN"}}, 1.0}}},
+      {{"time_step_limit", {{{"__float__", "-Infinity"}}, 1.0}}}};
+  for (const Json& change : bad) {
+    Json json = storyteller();
+    json.update(change);
+    const std::string message = error_of([&] { parse(json); });
+    const std::string key = change.begin().key();
+    // Sizes that contradict each other are reported under num_heads.
+    const bool named = message.find("config.json: " + key) == 0 || message.find("config.json: num_heads") == 0;
+    EXPECT_TRUE(named) << change << " gave: " << message;
+    EXPECT_EQ(message.find('\n'), std::string::npos);
+  }
+  EXPECT_EQ(error_of([] { parse_config("[1]", "c"); }), "c: must be a JSON object, got array");
+  EXPECT_EQ(error_of([] { parse_config("{}", "c"); }), "c: must name its model_type, got nothing");
+  EXPECT_NE(error_of([] { parse_config(R"({"model_type": "gpt2"})", "c"); }).find("got gpt2"), std::string::npos);
+}
+
+TEST(Config, ANaNIsRefusedHoweverItIsWritten) {
+  const std::string text = R"({"model_type": "mamba2", "layer_norm_epsilon": NaN})";
+  EXPECT_NE(error_of([&] { parse_config(text, "c"); }).find("c: layer_norm_epsilon"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace elapid::testing

@@ -1,0 +1,93 @@
+#pragma once
+
+// Checkpoints and a minimal runner for tests of whole models.
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include "elapid/core/error.h"
+#include "elapid/io/json.h"
+#include "elapid/model/load.h"
+#include "elapid/model/model.h"
+#include "elapid/state/pool.h"
+
+namespace elapid::testing {
+
+namespace fs = std::filesystem;
+
+inline fs::path data_folder() { return fs::path(ELAPID_SOURCE_DIR) / "tests" / "data"; }
+inline fs::path case_folder(const std::string& name) { return data_folder() / "conformance" / name; }
+inline fs::path storyteller_folder() { return fs::path(ELAPID_SOURCE_DIR) / "models" / "storyteller"; }
+
+inline const std::vector<std::string>& mamba2_cases() {
+  static const std::vector<std::string> names = {"mamba2_bias",    "mamba2_chunk_a", "mamba2_chunk_b", "mamba2_default",
+                                                 "mamba2_dtlimit", "mamba2_expand",  "mamba2_groups"};
+  return names;
+}
+
+// A folder of its own, removed at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() : path_(fs::temp_directory_path() / concat("elapid_model_test_", getpid(), "_", count_++)) {
+    fs::create_directories(path_);
+  }
+  ~TemporaryFolder() { fs::remove_all(path_); }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  [[nodiscard]] const fs::path& path() const { return path_; }
+
+ private:
+  static inline int count_ = 0;
+  fs::path path_;
+};
+
+inline void write_text(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+
+inline Json read_json(const fs::path& path) { return parse_json(read_text_file(path), path.string()); }
+
+// Message of the Error that `action` throws.
+template <class Action>
+std::string error_of(const Action& action) {
+  try {
+    action();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+struct Sequence {
+  std::vector<TokenId> tokens;
+  int64_t slot = kNoSlot;
+};
+
+// One forward call over whole sequences; logits of every token, and the residual stream when asked for.
+inline std::vector<float> run(const Model& model, Context& ctx, const std::vector<Sequence>& sequences,
+                              StatePool* states = nullptr, std::vector<std::vector<float>>* residuals = nullptr) {
+  std::vector<TokenId> tokens;
+  std::vector<int64_t> offsets = {0}, slots, outputs;
+  for (const Sequence& s : sequences) {
+    tokens.insert(tokens.end(), s.tokens.begin(), s.tokens.end());
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+    slots.push_back(s.slot);
+  }
+  for (size_t i = 0; i < tokens.size(); ++i) outputs.push_back(static_cast<int64_t>(i));
+  const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
+  const Batch batch{.tokens = Tensor(tokens.data(), DType::i32, {size(tokens)}),
+                    .offsets = Tensor(offsets.data(), DType::i64, {size(offsets)}),
+                    .slots = Tensor(slots.data(), DType::i64, {size(slots)}),
+                    .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)})};
+  const std::function<void(int64_t, const Tensor&)> observe = [&](int64_t, const Tensor& x) {
+    residuals->emplace_back(x.ptr<float>(), x.ptr<float>() + x.size());
+  };
+  const Arena::Scope scope(ctx.arena);
+  const Pass pass{.batch = batch, .states = states, .observe = residuals == nullptr ? nullptr : &observe};
+  const Tensor logits = model.logits(ctx, model.hidden(ctx, pass));
+  return {logits.ptr<float>(), logits.ptr<float>() + logits.size()};
+}
+
+}  // namespace elapid::testing
