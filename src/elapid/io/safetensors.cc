@@ -1,0 +1,297 @@
+#include "elapid/io/safetensors.h"
+
+#include "elapid/core/error.h"
+#include "elapid/io/json.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <set>
+#include <span>
+#include <string_view>
+#include <utility>
+
+namespace elapid {
+namespace {
+
+namespace fs = std::filesystem;
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian, and tensors are used in place");
+
+constexpr int64_t kLengthBytes = 8;
+constexpr int64_t kMinHeader = 2;            // {}
+constexpr int64_t kMaxHeader = 100'000'000;  // the limit of the reference implementation
+constexpr int64_t kDataAlignment = 64;
+constexpr std::string_view kMetadataKey = "__metadata__";
+
+struct DTypeName {
+  std::string_view name;
+  DType dtype;
+};
+constexpr std::array kDTypes = {
+    DTypeName{"F64", DType::f64},   DTypeName{"F32", DType::f32}, DTypeName{"F16", DType::f16},
+    DTypeName{"BF16", DType::bf16}, DTypeName{"I64", DType::i64}, DTypeName{"I32", DType::i32},
+    DTypeName{"U8", DType::u8},     DTypeName{"I8", DType::i8},   DTypeName{"BOOL", DType::boolean},
+};
+
+// Where an error happened: the file, and the tensor in it.
+std::string place_of(const std::string& file, const std::string& tensor) {
+  return concat(file, ": tensor ", quote(tensor));
+}
+
+// An exact non-negative integer; unlike in a config, 3.0 is none.
+int64_t parse_size(const Json& value, const std::string& what) {
+  require(value.is_number_integer(), what, ": must be an integer, got ", describe(value));
+  return json_integer(value, what, 0, std::numeric_limits<int64_t>::max());
+}
+
+DType parse_dtype(const Json& value, const std::string& place) {
+  const auto known = std::ranges::find_if(kDTypes, [&](const DTypeName& d) { return value == d.name; });
+  require(known != kDTypes.end(), place, ": dtype must be one of F64, F32, F16, BF16, I64, I32, U8, I8, BOOL, got ",
+          describe(value));
+  return known->dtype;
+}
+
+Shape parse_shape(const Json& value, const std::string& place) {
+  require(value.is_array(), place, ": shape must be an array, got ", describe(value));
+  require(value.size() <= kMaxRank, place, ": shape must have at most ", kMaxRank, " dimensions, got ", value.size());
+  Shape shape;
+  for (const Json& dim : value) shape.dims[shape.rank++] = parse_size(dim, place + ": every dimension");
+  return shape;
+}
+
+// The bytes of a dense tensor. Strides are products of trailing dimensions, so even when there are no elements, the
+// product of the others must not overflow.
+int64_t bytes_of(const Shape& shape, DType dtype, const std::string& place) {
+  int64_t bytes = size_of(dtype);
+  for (int i = 0; i < shape.rank; ++i) {
+    const bool overflows = __builtin_mul_overflow(bytes, std::max<int64_t>(shape[i], 1), &bytes);
+    require(!overflows, place, ": the product of the dimensions must fit 63 bits, got a larger one");
+  }
+  return shape.size() == 0 ? 0 : bytes;
+}
+
+// One entry of a header, checked as far as it can be without the others.
+struct Span {
+  std::string name;
+  DType dtype;
+  Shape shape;
+  int64_t begin, end;  // in the data that follows the header
+};
+
+Span parse_span(const std::string& name, const Json& value, const std::string& file, int64_t data_size) {
+  const std::string place = place_of(file, name);
+  require(value.is_object(), place, ": must be an object, got ", describe(value));
+  for (const char* key : {"dtype", "shape", "data_offsets"}) {
+    require(value.contains(key), place, ": must have dtype, shape and data_offsets, got no ", key);
+  }
+  for (const auto& [key, unused] : value.items()) {
+    require(key == "dtype" || key == "shape" || key == "data_offsets", place,
+            ": must have only dtype, shape and data_offsets, got ", quote(key));
+  }
+  const Json& offsets = value["data_offsets"];
+  require(offsets.is_array() && offsets.size() == 2, place, ": data_offsets must be an array of two, got ",
+          offsets.is_array() ? concat(offsets.size()) : describe(offsets));
+
+  const Span span{.name = name,
+                  .dtype = parse_dtype(value["dtype"], place),
+                  .shape = parse_shape(value["shape"], place),
+                  .begin = parse_size(offsets[0], place + ": data_offsets[0]"),
+                  .end = parse_size(offsets[1], place + ": data_offsets[1]")};
+  require(span.begin <= span.end && span.end <= data_size, place, ": data_offsets must be ordered and within the ",
+          data_size, " bytes of data, got [", span.begin, ", ", span.end, "]");
+  const int64_t bytes = bytes_of(span.shape, span.dtype, place);
+  require(span.end - span.begin == bytes, place, ": data_offsets must span the ", bytes,
+          " bytes of its shape and dtype, got ", span.end - span.begin);
+  return span;
+}
+
+// Every byte of the data must belong to exactly one tensor.
+void check_coverage(std::vector<Span> spans, const std::string& file, int64_t data_size) {
+  std::erase_if(spans, [](const Span& s) { return s.begin == s.end; });
+  std::ranges::sort(spans, {}, &Span::begin);
+  int64_t covered = 0;
+  for (const Span& span : spans) {
+    require(span.begin >= covered, place_of(file, span.name), ": must not overlap another tensor, got data from byte ",
+            span.begin, " where the previous tensor ends at ", covered);
+    require(span.begin == covered, place_of(file, span.name), ": must begin where the previous tensor ends (byte ",
+            covered, "), got a hole up to ", span.begin);
+    covered = span.end;
+  }
+  require(covered == data_size, file, ": the tensors must cover all ", data_size, " bytes of data, got ", covered);
+}
+
+std::map<std::string, std::string> parse_metadata(const Json& value, const std::string& file) {
+  const std::string place = concat(file, ": ", kMetadataKey);
+  require(value.is_object(), place, " must be an object, got ", describe(value));
+  std::map<std::string, std::string> metadata;
+  for (const auto& [key, text] : value.items()) {
+    require(text.is_string(), place, ": ", quote(key), " must be a string, got ", describe(text));
+    metadata.emplace(key, text.get_ref<const std::string&>());
+  }
+  return metadata;
+}
+
+// The shard of every tensor, by the index of a folder.
+std::map<std::string, std::string> parse_weight_map(const fs::path& index) {
+  const std::string what = index.string();
+  const Json json = parse_json(read_text_file(index, kMaxHeader), what);
+  require(json.is_object(), what, ": must be an object, got ", describe(json));
+  const auto weight_map = json.find("weight_map");
+  require(weight_map != json.end() && weight_map->is_object(), what, ": weight_map must be an object, got ",
+          weight_map == json.end() ? "none" : describe(*weight_map));
+  std::map<std::string, std::string> result;
+  for (const auto& [tensor, shard] : weight_map->items()) {
+    const std::string place = place_of(what, tensor);
+    require(shard.is_string(), place, ": its shard must be a string, got ", describe(shard));
+    const auto& name = shard.get_ref<const std::string&>();
+    const bool is_plain = !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+                          name.find('\0') == std::string::npos;
+    require(is_plain, place, ": its shard must be a plain file name, got ", quote(name));
+    result.emplace(tensor, name);
+  }
+  return result;
+}
+
+std::string to_json_text(const Json& value, const std::string& what) {
+  try {
+    return value.dump();
+  } catch (const Json::type_error&) {
+    fail(concat(what, ": names and metadata must be valid UTF-8, got other bytes"));
+  }
+}
+
+std::string_view format_name_of(DType dtype) { return std::ranges::find(kDTypes, dtype, &DTypeName::dtype)->name; }
+
+}  // namespace
+
+Safetensors Safetensors::open(const fs::path& file) {
+  const std::shared_ptr<const MappedFile> mapped = MappedFile::open(file);
+  return Safetensors(file.string(), mapped->bytes(), mapped);
+}
+
+Safetensors Safetensors::open_folder(const fs::path& folder) {
+  const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+  // A link that leads nowhere counts as present: opening it says what is wrong with it.
+  std::error_code ignored;
+  const auto is_present = [&](const fs::path& path) { return fs::exists(fs::symlink_status(path, ignored)); };
+  if (is_present(single)) return open(single);
+  require(is_present(index), folder.string(), ": must be a folder with ", single.filename().string(), " or ",
+          index.filename().string(), ", got neither");
+
+  const std::map<std::string, std::string> weight_map = parse_weight_map(index);
+  std::set<std::string> shards;
+  for (const auto& [tensor, shard] : weight_map) shards.insert(shard);
+  Safetensors result(folder.string());
+  for (const std::string& shard : shards) {
+    const fs::path path = folder / shard;
+    require(is_present(path), index.string(), ": every shard must be beside it, got no ", quote(shard));
+    const Safetensors part = open(path);
+    for (const auto& [tensor, entry] : part.entries_) {
+      const auto listed = weight_map.find(tensor);
+      require(listed != weight_map.end(), place_of(path.string(), tensor), ": must be listed in ", index.string(),
+              ", got no entry");
+      require(listed->second == shard, place_of(path.string(), tensor), ": must be in the shard that ", index.string(),
+              " says (", quote(listed->second), "), got it in ", quote(shard));
+      result.entries_.emplace(tensor, entry);
+    }
+    result.metadata_.insert(part.metadata_.begin(), part.metadata_.end());
+  }
+  for (const auto& [tensor, shard] : weight_map) {
+    require(result.contains(tensor), place_of((folder / shard).string(), tensor), ": must be there as ", index.string(),
+            " says, got no such tensor");
+  }
+  return result;
+}
+
+Safetensors Safetensors::parse(Bytes bytes, const std::string& what) { return Safetensors(what, bytes, nullptr); }
+
+Safetensors::Safetensors(std::string what, Bytes bytes, const std::shared_ptr<const MappedFile>& file)
+    : what_(std::move(what)) {
+  const int64_t size = std::ssize(bytes);
+  require(size >= kLengthBytes, what_, ": must begin with a header length of ", kLengthBytes, " bytes, got ", size,
+          " bytes in all");
+  uint64_t stated_length = 0;
+  std::memcpy(&stated_length, bytes.data(), sizeof(stated_length));
+  const int64_t limit = std::min(size - kLengthBytes, kMaxHeader);
+  require(std::cmp_greater_equal(stated_length, kMinHeader) && std::cmp_less_equal(stated_length, limit), what_,
+          ": header length must be from ", kMinHeader, " to ", limit, " (the rest of the file, at most ", kMaxHeader,
+          "), got ", stated_length);
+  const auto length = static_cast<size_t>(stated_length);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length);
+  const Bytes data = bytes.subspan(kLengthBytes + length);
+
+  const Json header = parse_json(text, what_ + ": header");
+  require(header.is_object(), what_, ": header must be an object, got ", describe(header));
+  std::vector<Span> spans;
+  for (const auto& [name, value] : header.items()) {
+    if (name == kMetadataKey) {
+      metadata_ = parse_metadata(value, what_);
+    } else {
+      spans.push_back(parse_span(name, value, what_, std::ssize(data)));
+    }
+  }
+  check_coverage(spans, what_, std::ssize(data));
+  for (const Span& span : spans) {
+    // Tensor views both what is written and what is only read; the pages themselves are read-only.
+    auto* const begin = const_cast<std::byte*>(data.data() + span.begin);
+    entries_.emplace(span.name, Entry{.tensor = Tensor(begin, span.dtype, span.shape), .file = file});
+  }
+}
+
+const Tensor& Safetensors::at(const std::string& name) const {
+  const auto entry = entries_.find(name);
+  require(entry != entries_.end(), place_of(what_, name), ": must be present, got no such tensor");
+  return entry->second.tensor;
+}
+
+void write_safetensors(const fs::path& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  const std::string what = path.string();
+  // The widest elements first: then every tensor is aligned.
+  std::vector<const NamedTensor*> layout;
+  std::set<std::string_view> names;
+  for (const NamedTensor& named : tensors) {
+    const Tensor& tensor = named.tensor;
+    const std::string place = place_of(what, named.name);
+    require(named.name != kMetadataKey, place, ": must have another name, got the reserved one");
+    require(names.insert(named.name).second, place, ": must be written once, got it twice");
+    require(tensor.size() == 0 || tensor.data != nullptr, place, ": must have data, got none");
+    require(tensor.size() == 0 || tensor.dense(), place, ": must be dense, got a strided view");
+    layout.push_back(&named);
+  }
+  std::ranges::stable_sort(layout, std::greater{}, [](const NamedTensor* t) { return size_of(t->tensor.dtype); });
+
+  std::string header = "{";
+  if (!metadata.empty()) header += concat(quote(kMetadataKey), ":", to_json_text(metadata, what));
+  int64_t offset = 0;
+  for (const NamedTensor* named : layout) {
+    const Tensor& tensor = named->tensor;
+    const auto dims = std::span(tensor.shape.dims).first(static_cast<size_t>(tensor.shape.rank));
+    const Json entry = {{"dtype", format_name_of(tensor.dtype)},
+                        {"shape", Json::array_t(dims.begin(), dims.end())},
+                        {"data_offsets", {offset, offset + tensor.bytes()}}};
+    if (header.size() > 1) header += ',';
+    header += concat(to_json_text(named->name, place_of(what, named->name)), ":", entry.dump());
+    offset += tensor.bytes();
+  }
+  header += '}';
+  const int64_t unpadded = kLengthBytes + std::ssize(header);
+  header.append(static_cast<size_t>((kDataAlignment - unpadded % kDataAlignment) % kDataAlignment), ' ');
+  require(std::ssize(header) <= kMaxHeader, what, ": the header must have at most ", kMaxHeader, " bytes, got ",
+          header.size());
+
+  AtomicFile file(path);
+  const uint64_t length = header.size();
+  file.write(std::as_bytes(std::span(&length, 1)));
+  file.write(header);
+  for (const NamedTensor* named : layout) {
+    file.write(Bytes(static_cast<const std::byte*>(named->tensor.data), static_cast<size_t>(named->tensor.bytes())));
+  }
+  file.commit();
+}
+
+}  // namespace elapid
