@@ -1,0 +1,80 @@
+#pragma once
+
+// Text ↔ token ids, as a checkpoint's tokenizer.json (the `tokenizers` package's format) says, byte for byte: BPE
+// models with the added tokens, normalizers, pre-tokenizers, post-processors and decoders that go with them.
+// "truncation" and "padding" are properties of a caller's batch, not of the text, and are not applied (transformers
+// resets them, too).
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace elapid {
+
+using TokenId = int32_t;
+
+struct EncodeOptions {
+  bool add_special_tokens =
+      true;  // what the post-processor adds (a leading bos, say); never what the text itself spells
+};
+
+class Tokenizer {
+ public:
+  // A folder with tokenizer.json, or that file itself. An Error names what the engine does not know rather than
+  // guessing. A tokenizer_config.json beside it counts as it does in transformers 5: once it says add_bos_token or
+  // add_eos_token (true or false), exactly the bos_token and eos_token that they ask for are added, in place of the
+  // file's post-processor.
+  static Tokenizer load(const std::filesystem::path& folder_or_file);
+  // From the bytes of a tokenizer.json; `what` names it in errors.
+  static Tokenizer parse(std::string_view json, const std::string& what);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // Invalid UTF-8 in `text` is an Error naming the offset. Time is linear in the text's length (up to a logarithm).
+  [[nodiscard]] std::vector<TokenId> encode(std::string_view text, EncodeOptions options = {}) const;
+
+  // Ids → text; tokens that are special are left out when asked. Bytes that are not valid UTF-8 come out as U+FFFD, as
+  // in the `tokenizers` package. An id outside the vocabulary is an Error.
+  [[nodiscard]] std::string decode(std::span<const TokenId> ids, bool skip_special_tokens = true) const;
+
+  [[nodiscard]] int64_t vocab_size() const;  // one more than the largest id
+  [[nodiscard]] std::optional<TokenId> token_to_id(std::string_view token) const;
+  [[nodiscard]] std::string_view id_to_token(TokenId id) const;  // as spelled in the file; an Error when unknown
+  [[nodiscard]] bool is_special(TokenId id) const;
+
+  struct Impl;
+  [[nodiscard]] const Impl& impl() const { return *impl_; }
+
+ private:
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Encodes a text that arrives in pieces: the ids are those of encode() over the concatenation, for any way of cutting
+// (also within a UTF-8 character). Ids leave as soon as no text to come can change them, so that memory is bounded by
+// the piece size and by the longest stretch that is undecided: a word, white space, a character with its marks, what
+// may become an added token. A word is cut further where its characters never meet in a merge, so that a tokenizer
+// without pre-tokenizer streams as well; one endless word of a single letter is kept until it ends.
+class EncodeStream {
+ public:
+  explicit EncodeStream(const Tokenizer& tokenizer, EncodeOptions options = {});
+  EncodeStream(EncodeStream&&) noexcept;
+  ~EncodeStream();
+
+  // Appends the ids that are certain by now to `out`.
+  void push(std::string_view piece, std::vector<TokenId>& out);
+  void finish(std::vector<TokenId>& out);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace elapid
