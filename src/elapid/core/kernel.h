@@ -9,6 +9,7 @@
 #include "elapid/core/context.h"
 #include "elapid/core/error.h"
 #include "elapid/core/isa.h"
+#include "elapid/core/trace.h"
 
 namespace elapid {
 
@@ -32,8 +33,7 @@ struct Cuda {
 #define ELAPID_CUDA_KERNEL(Args) void run(Cuda, const Args&);
 
 template <class Args>
-void launch(const Context& ctx, const Args& args) {
-  require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
+void dispatch(const Context& ctx, const Args& args) {
   if (ctx.device.type == DeviceType::cuda) {
     if constexpr (kWithCuda && requires(Cuda gpu) { run(gpu, args); }) {
       return run(Cuda{nullptr}, args);
@@ -46,6 +46,15 @@ void launch(const Context& ctx, const Args& args) {
     case Isa::avx2: return run(Avx2{ctx.threads}, args);
     case Isa::avx512: return run(Avx512{ctx.threads}, args);
   }
+}
+
+template <class Args>
+void launch(const Context& ctx, const Args& args) {
+  require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
+  if (!tracing()) [[likely]] return dispatch(ctx, args);
+  const auto start = std::chrono::steady_clock::now();
+  dispatch(ctx, args);
+  trace_launch(typeid(Args), std::chrono::steady_clock::now() - start);
 }
 
 }  // namespace elapid

@@ -1,0 +1,311 @@
+#include "elapid/cli/command.h"
+#include "elapid/cli/model_options.h"
+#include "elapid/cli/output.h"
+#include "elapid/infer/engine.h"
+#include "elapid/io/safetensors.h"
+#include "elapid/ops/cross_entropy/cross_entropy.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <optional>
+
+namespace elapid::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::optional<std::string> input, output;
+  bool hidden_states = false, states = false, router_logits = false, attentions = false;
+  int64_t chunk = EngineOptions{}.chunk;
+};
+
+// A matrix of integers [rows, columns].
+struct Integers {
+  int64_t rows = 0, columns = 0;
+  std::vector<int64_t> values;
+  [[nodiscard]] int64_t at(int64_t r, int64_t c) const { return values[static_cast<size_t>(r * columns + c)]; }
+};
+
+template <class T>
+void copy_integers(const Tensor& tensor, std::vector<int64_t>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    T value;  // the file may be unaligned
+    std::memcpy(&value, static_cast<const char*>(tensor.data) + i * sizeof(T), sizeof(T));
+    values[i] = value;
+  }
+}
+
+Integers read_integers(const Safetensors& file, const std::string& name, bool any_width) {
+  const Tensor& tensor = file.at(name);
+  require(tensor.shape.rank == 2, "forward: ", name, " must have 2 dimensions, got ", tensor.shape.rank);
+  Integers result{tensor.shape[0], tensor.shape[1], std::vector<int64_t>(static_cast<size_t>(tensor.size()))};
+  if (tensor.dtype == DType::i64) {
+    copy_integers<int64_t>(tensor, result.values);
+  } else if (any_width && tensor.dtype == DType::i32) {
+    copy_integers<int32_t>(tensor, result.values);
+  } else if (any_width && (tensor.dtype == DType::u8 || tensor.dtype == DType::boolean)) {
+    copy_integers<uint8_t>(tensor, result.values);
+  } else {
+    fail(concat("forward: ", name, " must be ", any_width ? "i64, i32, u8 or boolean" : "i64", ", got ",
+                name_of(tensor.dtype)));
+  }
+  return result;
+}
+
+TokenId token_of(int64_t id, const std::string& name) {
+  require(id >= 0 && id <= std::numeric_limits<TokenId>::max(), "forward: ", name, " must hold token ids, got ", id);
+  return static_cast<TokenId>(id);
+}
+
+// One row of the batch without its padding.
+struct Row {
+  std::vector<TokenId> tokens;
+  std::vector<int64_t> positions;  // column of each token
+  std::vector<int64_t> labels;     // that the logits after each token are scored on, or kIgnoreLabel
+};
+
+struct Inputs {
+  int64_t batch = 0, length = 0, steps = 0;
+  std::vector<Row> rows;
+  bool has_labels = false;
+  std::vector<std::vector<TokenId>> step_ids;  // of each row
+};
+
+Inputs read_inputs(const std::string& path) {
+  const Safetensors file = Safetensors::open(path);
+  for (const auto& [name, entry] : file.entries()) {
+    require(name == "input_ids" || name == "attention_mask" || name == "labels" || name == "step_ids",
+            "forward: input tensors must be input_ids, attention_mask, labels or step_ids, got ", name);
+  }
+  const Integers ids = read_integers(file, "input_ids", false);
+  require(ids.rows > 0 && ids.columns > 0, "forward: input_ids must not be empty, got [", ids.rows, ", ", ids.columns,
+          "]");
+  const auto like_ids = [&](const std::string& name, bool any_width) -> std::optional<Integers> {
+    if (!file.contains(name)) return {};
+    Integers values = read_integers(file, name, any_width);
+    require(values.rows == ids.rows && values.columns == ids.columns, "forward: ", name, " must be [", ids.rows, ", ",
+            ids.columns, "] as input_ids, got [", values.rows, ", ", values.columns, "]");
+    return values;
+  };
+  const std::optional<Integers> mask = like_ids("attention_mask", true), labels = like_ids("labels", false);
+  if (mask) {
+    for (const int64_t m : mask->values) {
+      require(m == 0 || m == 1, "forward: attention_mask must hold 0 and 1, got ", m);
+    }
+  }
+  const auto masked = [&](int64_t r, int64_t t) { return mask && mask->at(r, t) == 0; };
+
+  Inputs inputs;
+  inputs.batch = ids.rows;
+  inputs.length = ids.columns;
+  inputs.has_labels = labels.has_value();
+  for (int64_t r = 0; r < ids.rows; ++r) {
+    Row& row = inputs.rows.emplace_back();
+    for (int64_t t = 0; t < ids.columns; ++t) {
+      if (masked(r, t)) continue;
+      row.tokens.push_back(token_of(ids.at(r, t), "input_ids"));
+      row.positions.push_back(t);
+      const bool scored = labels && t + 1 < ids.columns && !masked(r, t + 1);
+      row.labels.push_back(scored ? labels->at(r, t + 1) : kIgnoreLabel);
+    }
+  }
+  if (file.contains("step_ids")) {
+    const Integers steps = read_integers(file, "step_ids", false);
+    require(steps.rows == ids.rows, "forward: step_ids must have ", ids.rows, " rows as input_ids, got ", steps.rows);
+    inputs.steps = steps.columns;
+    for (int64_t r = 0; r < steps.rows; ++r) {
+      auto& row = inputs.step_ids.emplace_back();
+      for (int64_t s = 0; s < steps.columns; ++s) row.push_back(token_of(steps.at(r, s), "step_ids"));
+    }
+  }
+  return inputs;
+}
+
+// Named float32 arrays to be written, zero where nothing is put.
+class Outputs {
+ public:
+  Tensor add(const std::string& name, Shape shape) {
+    int64_t bytes = size_of(DType::f32);
+    for (int i = 0; i < shape.rank; ++i) {
+      require(!__builtin_mul_overflow(bytes, shape[i], &bytes), "forward: ", name,
+              " must fit into memory, got dimension ", shape[i]);
+    }
+    const Buffer& memory = memory_.emplace_back(bytes);
+    tensors_.push_back({name, Tensor(memory.data(), DType::f32, shape)});
+    return tensors_.back().tensor;
+  }
+  void write(const std::string& path) const { write_safetensors(path, tensors_); }
+
+ private:
+  std::deque<Buffer> memory_;
+  std::vector<NamedTensor> tensors_;
+};
+
+// Mean over the labels that count, summed in double.
+struct Loss {
+  double sum = 0;
+  int64_t count = 0;
+
+  void add(Engine& engine, const Tensor& logits, int64_t* labels) {
+    Context ctx = engine.context();
+    const Tensor nll = cross_entropy(ctx, logits, Tensor(labels, DType::i64, {logits.rows()}));
+    for (int64_t i = 0; i < logits.rows(); ++i) {
+      if (labels[i] == kIgnoreLabel) continue;
+      sum += nll.ptr<float>()[i];
+      ++count;
+    }
+  }
+};
+
+class Forward {
+ public:
+  Forward(Engine& engine, Inputs& inputs, const Options& options)
+      : engine_(engine), inputs_(inputs), options_(options), config_(engine.model().config()) {
+    for (int64_t r = 0; r < inputs.batch; ++r) slots_.push_back(engine.states().acquire());
+  }
+
+  Outputs operator()() {
+    prompts();
+    if (options_.states) states();
+    if (inputs_.steps > 0) steps();
+    return std::move(outputs_);
+  }
+
+ private:
+  Tensor add_rows(const std::string& name, int64_t columns) {
+    return outputs_.add(name, {inputs_.batch, inputs_.length, columns});
+  }
+
+  void prompts() {
+    const Tensor logits = add_rows("logits", config_.vocab), last = add_rows("last_hidden_state", config_.d_model);
+    std::vector<Tensor> hidden;
+    if (options_.hidden_states) {
+      for (size_t i = 0; i <= config_.blocks.size(); ++i) {
+        hidden.push_back(add_rows(concat("hidden_states.", i), config_.d_model));
+      }
+    }
+    // Rows that are all padding have nothing to run.
+    std::vector<Input> inputs;
+    std::vector<int64_t> rows;
+    int64_t total = 0;
+    for (int64_t r = 0; r < inputs_.batch; ++r) {
+      const Row& row = inputs_.rows[static_cast<size_t>(r)];
+      if (row.tokens.empty()) continue;
+      inputs.push_back({row.tokens, slots_[static_cast<size_t>(r)].index()});
+      rows.push_back(r);
+      total += static_cast<int64_t>(row.tokens.size());
+    }
+    const auto put = [&](const Tensor& target, const Piece& piece, const Tensor& source) {
+      const int64_t r = rows[static_cast<size_t>(piece.input)], columns = source.cols();
+      const Row& row = inputs_.rows[static_cast<size_t>(r)];
+      for (int64_t i = 0; i < piece.count; ++i) {
+        const int64_t t = row.positions[static_cast<size_t>(piece.first + i)];
+        std::copy_n(source.row<float>(i), columns, target.row<float>(r * inputs_.length + t));
+      }
+    };
+    Engine::Visitor visitor;
+    Progress progress("forward", total);
+    Loss loss;
+    int64_t done = 0;
+    visitor.rows = [&](const Piece& piece, const Tensor& h, const Tensor& l) {
+      put(last, piece, h);
+      put(logits, piece, l);
+      if (inputs_.has_labels) {
+        Row& row = inputs_.rows[static_cast<size_t>(rows[static_cast<size_t>(piece.input)])];
+        loss.add(engine_, l, row.labels.data() + piece.first);
+      }
+      progress.update(done += piece.count);
+    };
+    if (options_.hidden_states) {
+      visitor.residual = [&](const Piece& piece, int64_t layer, const Tensor& residual) {
+        put(hidden.at(static_cast<size_t>(layer)), piece, residual);
+      };
+    }
+    engine_.all_logits(inputs, visitor);
+    if (!inputs_.has_labels) return;
+    require(loss.count > 0, "forward: labels must hold one that counts after the first unmasked token, got none");
+    *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
+  }
+
+  void states() {
+    const auto& entries = engine_.model().state_spec()->entries;
+    for (size_t e = 0; e < entries.size(); ++e) {
+      const StateEntry& entry = entries[e];
+      const std::string name = concat("state.", entry.layer, ".", entry.kind);
+      const Tensor pool = engine_.states().entry(static_cast<int64_t>(e));
+      const bool window = entry.kind == "conv";  // [time, channels] in the pool, [channels, time] outside
+      Shape shape;
+      shape.rank = entry.shape.rank + 1;
+      shape.dims[0] = inputs_.batch;
+      std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
+      if (window) std::swap(shape.dims[1], shape.dims[2]);
+      float* target = outputs_.add(name, shape).ptr<float>();
+      for (const Slot& slot : slots_) {
+        const auto* source = static_cast<const float*>(pool.slice(slot.index(), slot.index() + 1).data);
+        const int64_t size = entry.shape.size(), times = entry.shape[0], channels = window ? entry.shape[1] : 0;
+        if (!window) std::copy_n(source, size, target);
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int64_t t = 0; t < times; ++t) target[c * times + t] = source[t * channels + c];
+        }
+        target += size;
+      }
+    }
+  }
+
+  void steps() {
+    const Tensor all = outputs_.add("step_logits", {inputs_.batch, inputs_.steps, config_.vocab});
+    std::vector<Input> inputs(static_cast<size_t>(inputs_.batch));
+    for (int64_t s = 0; s < inputs_.steps; ++s) {
+      for (size_t r = 0; r < inputs.size(); ++r) {
+        inputs[r] = {{&inputs_.step_ids[r][static_cast<size_t>(s)], 1}, slots_[r].index()};
+      }
+      const Tensor logits = engine_.last_logits(inputs);
+      for (int64_t r = 0; r < inputs_.batch; ++r) {
+        std::copy_n(logits.row<float>(r), config_.vocab, all.row<float>(r * inputs_.steps + s));
+      }
+    }
+  }
+
+  Engine& engine_;
+  Inputs& inputs_;
+  const Options& options_;
+  const ModelConfig& config_;
+  std::vector<Slot> slots_;
+  Outputs outputs_;
+};
+
+void run(const Options& o) {
+  if (!o.input) throw UsageError("--input: must name a safetensors file, got nothing");
+  if (!o.output) throw UsageError("--output: must name the file to write, got nothing");
+  Inputs inputs = read_inputs(*o.input);
+  const std::filesystem::path folder = o.model.folder();
+  const auto threads = o.model.start_threads();
+  const auto model = load_model(folder, *threads);
+  // All rows in one ragged batch, whatever the chunk.
+  Engine engine(*model, *threads, {.slots = inputs.batch, .chunk = o.chunk, .batch = inputs.batch * o.chunk});
+  Forward(engine, inputs, o)().write(*o.output);
+}
+
+}  // namespace
+
+Run prepare_forward(Flags& flags) {
+  const auto o = std::make_shared<Options>();
+  flags.text("--input", "IN", o->input,
+             "safetensors: input_ids [B,L] int64; optional attention_mask [B,L] (0 = padding), labels [B,L] (-100 "
+             "ignored, shifted inside), step_ids [B,S] fed one by one afterwards");
+  flags.text("--output", "OUT", o->output,
+             "safetensors, float32: logits [B,L,V] (zero at masked positions), last_hidden_state, loss, step_logits");
+  o->model.add(flags);
+  flags.flag("--hidden-states", o->hidden_states, "Also hidden_states.{i}: 0 after the embedding, i after layer i");
+  flags.flag("--states", o->states, "Also state.{i}.{kind}, after input_ids and before step_ids");
+  flags.flag("--router-logits", o->router_logits, "Also router_logits.{i}, for models with experts");
+  flags.flag("--attentions", o->attentions, "Also attentions.{i}, for models with attention");
+  add_chunk(flags, o->chunk);
+  flags.footer(
+      "Masked positions are taken out of their rows, wherever they are: a row's results are those of the row alone.");
+  return [o] { run(*o); };
+}
+
+}  // namespace elapid::cli

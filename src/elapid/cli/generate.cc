@@ -1,0 +1,255 @@
+#include "elapid/infer/generate.h"
+
+#include "elapid/cli/command.h"
+#include "elapid/cli/generation_config.h"
+#include "elapid/cli/input.h"
+#include "elapid/cli/model_options.h"
+#include "elapid/cli/output.h"
+#include "elapid/io/file.h"
+#include "elapid/text/stream_decoder.h"
+#include "elapid/text/unicode.h"
+
+#include <algorithm>
+#include <optional>
+#include <unistd.h>
+
+namespace elapid::cli {
+namespace {
+
+constexpr int64_t kMostSequences = 4096;
+
+struct Options {
+  ModelOptions model;
+  std::optional<std::string> prompt, prompt_file, prompt_ids;
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int64_t> top_k, max_new_tokens;
+  uint64_t seed = 0;
+  std::vector<std::string> stop;
+  int64_t sequences = 1, chunk = EngineOptions{}.chunk;
+  bool greedy = false, ignore_eos = false, no_special = false, json = false;
+  std::optional<std::string> save_state, load_state;
+};
+
+// Text or ids; neither when a state's pending ids are all there is to continue.
+struct Prompt {
+  std::string text;
+  std::vector<TokenId> ids;
+};
+
+void check_combinations(const Options& o) {
+  const int sources = int{o.prompt.has_value()} + int{o.prompt_file.has_value()} + int{o.prompt_ids.has_value()};
+  if (sources > 1) {
+    throw UsageError(concat("prompt: must come from one of PROMPT, --prompt-file and --prompt-ids, got ", sources));
+  }
+  for (const std::string& stop : o.stop) {
+    if (stop.empty()) throw UsageError("--stop: must not be empty, got 0 bytes");
+  }
+  if (!o.save_state) return;
+  if (o.sequences > 1) {
+    throw UsageError(concat("--save-state: must go with one sequence, got --num-return ", o.sequences));
+  }
+  const auto folder = std::filesystem::absolute(*o.save_state).parent_path();
+  require(std::filesystem::is_directory(folder), "--save-state: must name a file in an existing folder, got ",
+          *o.save_state);
+}
+
+Prompt read_prompt(const Options& o, const std::optional<State>& state) {
+  const bool optional = state && !state->pending().empty();
+  Prompt prompt;
+  if (o.prompt_ids) {
+    prompt.ids = parse_ids(*o.prompt_ids, "--prompt-ids");
+    if (prompt.ids.empty() && !optional) throw UsageError("--prompt-ids: must hold at least one id, got none");
+    return prompt;
+  }
+  if (o.prompt) {
+    prompt.text = *o.prompt;
+  } else if (o.prompt_file) {
+    prompt.text = read_text_file(*o.prompt_file);
+  } else if (isatty(STDIN_FILENO) != 1) {
+    prompt.text = read_standard_input();
+  } else if (!optional) {
+    note("reading the prompt from the terminal; end it with Ctrl-D");
+    prompt.text = read_standard_input();
+  }
+  if (prompt.text.empty() && !optional) throw UsageError("prompt: must not be empty, got 0 bytes");
+  const size_t valid = unicode::valid_utf8_prefix(prompt.text);
+  require(valid == prompt.text.size(), "prompt: must be valid UTF-8, got an invalid byte at offset ", valid);
+  return prompt;
+}
+
+SamplingParams sampling_of(const Options& o, const GenerationConfig& config) {
+  SamplingParams params;
+  const auto choose = [](auto& value, const auto& flag, const auto& file) {
+    value = flag.value_or(file.value_or(value));
+  };
+  choose(params.temperature, o.temperature, config.temperature);
+  choose(params.top_k, o.top_k, config.top_k);
+  choose(params.top_p, o.top_p, config.top_p);
+  choose(params.min_p, o.min_p, config.min_p);
+  choose(params.repetition_penalty, o.repetition_penalty, config.repetition_penalty);
+  params.seed = o.seed;
+  const bool asks_to_sample = o.temperature || o.top_k || o.top_p || o.min_p;
+  if (o.greedy || (!config.do_sample.value_or(true) && !asks_to_sample)) params.temperature = 0;
+  return params;
+}
+
+// What becomes of the ids of one sequence: text where there is a tokenizer, streamed when asked.
+class Transcript {
+ public:
+  Transcript(const Tokenizer* tokenizer, const Options& o, bool stream) : ids_only_(o.prompt_ids), stream_(stream) {
+    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, o.stop);
+  }
+
+  // False once a stop string is complete. An end-of-sequence id has no text.
+  bool push(TokenId id, bool end) {
+    if (ids_only_) say(concat(count_++ == 0 ? "" : " ", id));
+    if (!decoder_ || end) return true;
+    add(decoder_->push(id));
+    return !decoder_->stopped();
+  }
+  void finish() {
+    if (decoder_) add(decoder_->finish());
+    say("\n");
+  }
+  [[nodiscard]] const std::string& text() const { return text_; }
+
+ private:
+  void add(const std::string& text) {
+    text_ += text;
+    if (!ids_only_ && !text.empty()) say(text);
+  }
+  void say(std::string_view text) const {
+    if (stream_) print(text);
+  }
+
+  std::optional<StreamDecoder> decoder_;
+  std::string text_;
+  bool ids_only_, stream_;
+  int64_t count_ = 0;
+};
+
+double rate(int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
+
+OrderedJson json_of(const Generation& result, size_t s, const std::string& text) {
+  const Generation::Sequence& sequence = result.sequences[s];
+  return {{"prompt_tokens", result.prompt_tokens},
+          {"new_tokens", sequence.ids.size()},
+          {"text", text},
+          {"ids", sequence.ids},
+          {"finish_reason", sequence.reason == FinishReason::stop ? "stop" : "length"},
+          {"prefill_tok_s", rate(result.prompt_tokens, result.prefill_seconds)},
+          {"decode_tok_s", rate(result.decoded_tokens, result.decode_seconds)}};
+}
+
+void print_objects(const Generation& result, const std::vector<Transcript>& transcripts) {
+  if (transcripts.size() == 1) return print_json(json_of(result, 0, transcripts[0].text()));
+  OrderedJson all = OrderedJson::array();
+  for (size_t s = 0; s < transcripts.size(); ++s) all.push_back(json_of(result, s, transcripts[s].text()));
+  print_json(OrderedJson{{"sequences", std::move(all)}});
+}
+
+// Several sequences cannot stream side by side: one after another, a line between them.
+void print_all(const Generation& result, const std::vector<Transcript>& transcripts, bool ids_only) {
+  std::string out;
+  for (size_t s = 0; s < transcripts.size(); ++s) {
+    if (ids_only) {
+      out += join(result.sequences[s].ids) + "\n";
+    } else {
+      out += concat(s == 0 ? "" : "---\n", transcripts[s].text(), "\n");
+    }
+  }
+  print(out);
+}
+
+void run(const Options& o) {
+  check_combinations(o);
+  std::optional<State> state;
+  if (o.load_state) state = State::read(*o.load_state);
+  Prompt prompt = read_prompt(o, state);
+
+  const std::filesystem::path folder = o.model.folder();
+  const GenerationConfig config = load_generation_config(folder);
+  std::optional<Tokenizer> tokenizer;
+  if (!o.prompt_ids || !o.stop.empty() || o.model.tokenizer) tokenizer.emplace(o.model.load_tokenizer(folder));
+  if (!prompt.text.empty()) {
+    // In the middle of a sequence there is no beginning to mark.
+    prompt.ids = tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special && !o.load_state});
+  }
+  const auto threads = o.model.start_threads();
+  const auto model = load_model(folder, *threads);
+  Engine engine(*model, *threads, {.slots = o.sequences, .chunk = o.chunk, .batch = std::max(o.chunk, o.sequences)});
+
+  GenerateOptions options;
+  options.sampling = sampling_of(o, config);
+  options.max_new_tokens = o.max_new_tokens.value_or(config.max_new_tokens.value_or(options.max_new_tokens));
+  options.sequences = o.sequences;
+  if (!o.ignore_eos) {
+    for (const int64_t id : config.eos_ids.value_or(model->config().eos_ids)) {
+      options.stop_ids.push_back(static_cast<TokenId>(id));
+    }
+  }
+  if (tokenizer) options.vocab_limit = std::min(tokenizer->vocab_size(), model->config().vocab);
+  options.initial = std::move(state);
+  options.keep_state = o.save_state.has_value();
+
+  const bool stream = o.sequences == 1 && !o.json;
+  std::vector<Transcript> transcripts;
+  for (int64_t s = 0; s < o.sequences; ++s) transcripts.emplace_back(tokenizer ? &*tokenizer : nullptr, o, stream);
+  const Generation result = generate(engine, prompt.ids, options, [&](int64_t sequence, TokenId id) {
+    const bool end = std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end();
+    return transcripts[static_cast<size_t>(sequence)].push(id, end);
+  });
+  for (Transcript& transcript : transcripts) transcript.finish();
+  if (o.save_state) result.sequences[0].state->write(*o.save_state);
+  if (o.json) return print_objects(result, transcripts);
+  if (!stream) print_all(result, transcripts, o.prompt_ids.has_value());
+  note(concat("prefill ", result.prompt_tokens, " tokens, ",
+              format("%.0f", rate(result.prompt_tokens, result.prefill_seconds)), " tok/s; decode ",
+              result.decoded_tokens, " tokens, ", format("%.0f", rate(result.decoded_tokens, result.decode_seconds)),
+              " tok/s"));
+}
+
+}  // namespace
+
+Run prepare_generate(Flags& flags) {
+  const auto o = std::make_shared<Options>();
+  flags.positional(
+      "PROMPT", [o](const std::string& text) { o->prompt = text; },
+      "Text to continue; without it, --prompt-file, --prompt-ids or standard input. After -- it may begin "
+      "with a dash");
+  o->model.add(flags);
+  o->model.add_tokenizer(flags);
+  flags.text("--prompt-file", "F", o->prompt_file, "Read the prompt from F, every byte of it");
+  flags.text("--prompt-ids", "IDS", o->prompt_ids, "Token ids, as in \"1 2 3\": needs no tokenizer, prints ids");
+  flags.integer("--max-new-tokens", o->max_new_tokens, {}, "Generate at most N tokens (default: 256)");
+  flags.real("--temperature", o->temperature, {}, "0 is greedy (default: 0.8)");
+  flags.integer("--top-k", o->top_k, {}, "Draw from the K most likely tokens; 0: from all (default: 0)");
+  flags.real("--top-p", o->top_p, {.max = 1},
+             "Draw from the smallest set of most likely tokens with this probability together (default: 0.95)");
+  flags.real("--min-p", o->min_p, {.max = 1}, "Drop tokens below this share of the likeliest one's probability");
+  flags.real("--repetition-penalty", o->repetition_penalty, {.min_excluded = true},
+             "Divide positive logits of tokens seen before, multiply negative ones (default: 1)");
+  flags.option(
+      "--seed", "N", [o](const std::string& text) { o->seed = parse_unsigned("--seed", text); },
+      "Same seed, same text, for any number of threads and sequences (default: 0)");
+  flags.repeatable("--stop", "STR", o->stop, "End before this text; may be given several times");
+  flags.flag("--greedy", o->greedy, "Always take the most likely token");
+  flags.integer("--num-return", o->sequences, {1, kMostSequences},
+                "Continue the prompt N times; printed one after another with lines of --- between");
+  flags.flag("--ignore-eos", o->ignore_eos, "Go on after the end of the text");
+  flags.text("--save-state", "F", o->save_state,
+             "Write the sequence's state to F after the last token; not with --num-return");
+  flags.text("--load-state", "F", o->load_state,
+             "Continue the sequence of this state; the prompt, which may then be empty, comes after it, without "
+             "special tokens");
+  flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
+  add_chunk(flags, o->chunk);
+  flags.flag("--json", o->json, "Print one JSON object");
+  flags.footer(
+      "Defaults come from the model's generation_config.json where it has them; with do_sample false there, generation "
+      "is\n"
+      "greedy unless a sampling flag is given. Order: repetition penalty, temperature, top-k, top-p, min-p.");
+  return [o] { run(*o); };
+}
+
+}  // namespace elapid::cli

@@ -1,0 +1,77 @@
+#include "elapid/cli/model_options.h"
+
+#include "elapid/cli/output.h"
+
+#include <array>
+#include <string_view>
+
+namespace elapid::cli {
+namespace {
+
+constexpr int64_t kMostThreads = 1024;
+
+void check_device(const std::string& device) {
+  if (device == "cpu") return;
+  if (device == "cuda" || device.starts_with("cuda:")) {
+    throw UsageError(concat("--device: must be cpu, as this build has no CUDA, got ", device));
+  }
+  throw UsageError(concat("--device: must be cpu or cuda[:N], got ", device));
+}
+
+void check_dtype(const std::string& dtype) {
+  if (dtype == "auto" || dtype == "f32") return;
+  for (const std::string_view known : {"bf16", "int8", "int4"}) {
+    if (dtype == known) throw UsageError(concat("--dtype: must be auto or f32 in this version, got ", dtype));
+  }
+  throw UsageError(concat("--dtype: must be auto, f32, bf16, int8 or int4, got ", dtype));
+}
+
+// Beside the installed command, else where this was built.
+std::filesystem::path bundled_model() {
+  std::error_code error;
+  const std::filesystem::path executable = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::array<std::filesystem::path, 2> places = {
+      executable.parent_path().parent_path() / "share/elapid/models/storyteller",
+      std::filesystem::path(ELAPID_SOURCE_DIR) / "models/storyteller"};
+  for (const auto& place : places) {
+    if (std::filesystem::exists(place / "config.json", error)) return place;
+  }
+  throw UsageError(concat("--model: must be given when the bundled storyteller is absent, got nothing at ",
+                          places[0].string(), " and ", places[1].string()));
+}
+
+}  // namespace
+
+void ModelOptions::add(Flags& flags) {
+  flags.text("--model", "DIR", model, "Hugging Face folder (default: the bundled storyteller)");
+  flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
+  flags.option("--dtype", "T", check_dtype,
+               "auto | f32: float32 arithmetic over the weights as stored (default: auto)");
+  flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
+}
+
+void ModelOptions::add_tokenizer(Flags& flags) {
+  flags.text("--tokenizer", "PATH", tokenizer, "tokenizer.json or its folder (default: the model's)");
+}
+
+std::filesystem::path ModelOptions::folder() const {
+  if (model) return *model;
+  const std::filesystem::path path = bundled_model();
+  note(concat("no --model: using the bundled storyteller, ", path.string()));
+  return path;
+}
+
+std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
+  return std::make_unique<ThreadPool>(static_cast<int>(threads));
+}
+
+Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder) const {
+  return Tokenizer::load(tokenizer ? std::filesystem::path(*tokenizer) : model_folder);
+}
+
+void add_chunk(Flags& flags, int64_t& chunk) {
+  flags.integer("--chunk", chunk, {1, int64_t{1} << 24},
+                "Run long inputs in pieces of N tokens; results do not change (default: 512)");
+}
+
+}  // namespace elapid::cli

@@ -1,0 +1,36 @@
+#pragma once
+
+// Flags that every command with a model or a tokenizer shares, and what they name.
+
+#include "elapid/cli/flags.h"
+#include "elapid/core/thread_pool.h"
+#include "elapid/model/load.h"
+#include "elapid/text/tokenizer.h"
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace elapid::cli {
+
+struct ModelOptions {
+  std::optional<std::string> model, tokenizer;
+  int64_t threads = 0;  // 0: all that this process may use
+
+  // --model --device --dtype --threads
+  void add(Flags& flags);
+  void add_tokenizer(Flags& flags);
+
+  // The named folder, or the bundled storyteller, which is said on standard error. Called once input was found good: an
+  // error is one line.
+  [[nodiscard]] std::filesystem::path folder() const;
+  [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
+  // --tokenizer, else the model's own.
+  [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
+};
+
+// What --chunk means to every command that has it.
+void add_chunk(Flags& flags, int64_t& chunk);
+
+}  // namespace elapid::cli

@@ -1,0 +1,108 @@
+#include "elapid/infer/score.h"
+
+#include "elapid/cli/command.h"
+#include "elapid/cli/input.h"
+#include "elapid/cli/model_options.h"
+#include "elapid/cli/output.h"
+
+#include <cmath>
+#include <numbers>
+#include <optional>
+
+namespace elapid::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::optional<std::string> file;
+  int64_t chunk = EngineOptions{}.chunk;
+  bool per_token = false, no_special = false, json = false;
+};
+
+struct Result {
+  int64_t tokens = 0, bytes = 0;
+  double nll = 0, seconds = 0;
+  std::vector<float> per_token;
+};
+
+// Reads, encodes and scores piece by piece.
+Result score(const Options& o, TextReader& reader, std::string_view piece, const Tokenizer& tokenizer, Engine& engine) {
+  Result result;
+  std::function<void(float)> keep;
+  if (o.per_token) keep = [&result](float nll) { result.per_token.push_back(nll); };
+  Scorer scorer(engine, keep);
+  EncodeStream encoder(tokenizer, {.add_special_tokens = !o.no_special});
+  Progress progress("score", reader.size());
+  const Stopwatch clock;
+  std::vector<TokenId> ids;
+  int64_t encoded = 0;
+  const auto feed = [&] {
+    scorer.push(ids);
+    encoded += static_cast<int64_t>(ids.size());
+    ids.clear();
+  };
+  for (; !piece.empty(); piece = reader.next()) {
+    encoder.push(piece, ids);
+    feed();
+    progress.update(reader.position());
+  }
+  encoder.finish(ids);
+  feed();
+  scorer.finish();
+  require(scorer.tokens() > 0, "score: the text must have at least two tokens, got ", encoded);
+  result.tokens = scorer.tokens();
+  result.bytes = reader.position();
+  result.nll = scorer.total();
+  result.seconds = clock.seconds();
+  return result;
+}
+
+void run(const Options& o) {
+  TextReader reader(o.file);
+  const std::string_view first = reader.next();
+  require(!first.empty(), "score: the text must not be empty, got 0 bytes");
+  const std::filesystem::path folder = o.model.folder();
+  const Tokenizer tokenizer = o.model.load_tokenizer(folder);
+  const auto threads = o.model.start_threads();
+  const auto model = load_model(folder, *threads);
+  Engine engine(*model, *threads, {.chunk = o.chunk});
+  const Result r = score(o, reader, first, tokenizer, engine);
+
+  const double mean = r.nll / static_cast<double>(r.tokens);
+  const double bits_per_byte = r.nll / std::numbers::ln2 / static_cast<double>(r.bytes);
+  const double speed = static_cast<double>(r.tokens) / r.seconds;
+  if (o.json) {
+    OrderedJson json = {{"tokens", r.tokens},
+                        {"nll_mean", mean},
+                        {"perplexity", std::exp(mean)},
+                        {"bits_per_byte", bits_per_byte},
+                        {"tok_s", speed},
+                        {"peak_rss_mib", peak_memory_mib()}};
+    if (o.per_token) json["nll"] = r.per_token;
+    return print_json(json);
+  }
+  std::string out;
+  for (const float nll : r.per_token) out += format("%.6f\n", nll);
+  print(out + concat("tokens         ", r.tokens, "\nnll_mean       ", format("%.6f", mean), "\nperplexity     ",
+                     format("%.4f", std::exp(mean)), "\nbits_per_byte  ", format("%.6f", bits_per_byte),
+                     "\ntok_s          ", format("%.0f", speed), "\npeak_rss_mib   ", format("%.1f", peak_memory_mib()),
+                     "\n"));
+}
+
+}  // namespace
+
+Run prepare_score(Flags& flags) {
+  const auto o = std::make_shared<Options>();
+  o->model.add(flags);
+  o->model.add_tokenizer(flags);
+  flags.text("--file", "F", o->file, "The text (default: standard input)");
+  flags.flag("--per-token", o->per_token, "Also every token's nll, in nats, one a line (--json: \"nll\")");
+  flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
+  add_chunk(flags, o->chunk);
+  flags.flag("--json", o->json, "Print one JSON object");
+  flags.footer(
+      "Every token after the first id is scored. Memory does not grow with the text (--per-token: 4 bytes a token).");
+  return [o] { run(*o); };
+}
+
+}  // namespace elapid::cli

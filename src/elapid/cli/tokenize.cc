@@ -1,0 +1,77 @@
+#include "elapid/cli/command.h"
+#include "elapid/cli/input.h"
+#include "elapid/cli/model_options.h"
+#include "elapid/cli/output.h"
+#include "elapid/io/file.h"
+
+#include <optional>
+
+namespace elapid::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::optional<std::string> file;
+  bool decode = false, no_special = false, json = false;
+};
+
+// Lines of standard input as they come, the last one with or without its line end; results leave as the input pauses.
+void each_line(const std::function<std::string(std::string_view)>& convert) {
+  TextReader reader({});
+  std::string rest;
+  for (std::string_view piece = reader.next(); !piece.empty(); piece = reader.next()) {
+    rest += piece;
+    std::string out;
+    size_t begin = 0;
+    for (size_t end; (end = rest.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      out += convert(std::string_view(rest).substr(begin, end - begin)) + "\n";
+    }
+    rest.erase(0, begin);
+    print(out);
+  }
+  if (!rest.empty()) print(convert(rest) + "\n");
+}
+
+void run(const Options& o) {
+  // One text; lines are separate texts only in the stream that has no other bounds.
+  std::optional<std::string> whole;
+  if (o.file) {
+    whole = read_text_file(*o.file);
+  } else if (o.json) {
+    whole = read_standard_input();
+  }
+  const Tokenizer tokenizer = o.model.load_tokenizer(o.model.tokenizer ? std::filesystem::path() : o.model.folder());
+  const auto encode = [&](std::string_view text) {
+    return tokenizer.encode(text, {.add_special_tokens = !o.no_special});
+  };
+  const auto ids_in = [](std::string_view text) { return parse_ids(text, "tokenize --decode"); };
+
+  if (!whole) {
+    return each_line(
+        [&](std::string_view line) { return o.decode ? tokenizer.decode(ids_in(line)) : join(encode(line)); });
+  }
+  const std::vector<TokenId> ids = o.decode ? ids_in(*whole) : encode(*whole);
+  if (o.json) {
+    OrderedJson tokens = OrderedJson::array();
+    for (const TokenId id : ids) tokens.push_back(tokenizer.id_to_token(id));
+    OrderedJson json = {{"ids", ids}, {"tokens", std::move(tokens)}};
+    if (o.decode) json["text"] = tokenizer.decode(ids);
+    return print_json(json);
+  }
+  print(o.decode ? tokenizer.decode(ids) : join(ids) + "\n");
+}
+
+}  // namespace
+
+Run prepare_tokenize(Flags& flags) {
+  const auto o = std::make_shared<Options>();
+  o->model.add(flags);
+  o->model.add_tokenizer(flags);
+  flags.text("--file", "F", o->file, "Take the whole of F as one text (default: each line of standard input is one)");
+  flags.flag("--decode", o->decode, "Ids to text, special tokens left out; with --file exactly, no line end added");
+  flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
+  flags.flag("--json", o->json, "Print one JSON object, also of standard input as one text");
+  return [o] { run(*o); };
+}
+
+}  // namespace elapid::cli

@@ -1,0 +1,152 @@
+#include "elapid/infer/engine.h"
+
+#include "elapid/core/error.h"
+
+#include <algorithm>
+
+namespace elapid {
+namespace {
+
+EngineOptions checked(EngineOptions options) {
+  require(options.slots >= 0, "engine: slots must not be negative, got ", options.slots);
+  require(options.chunk >= 1, "engine: chunk must be at least 1, got ", options.chunk);
+  require(options.batch >= 0, "engine: batch must not be negative, got ", options.batch);
+  if (options.batch == 0) options.batch = options.chunk;
+  return options;
+}
+
+int64_t length(const Input& input) { return static_cast<int64_t>(input.tokens.size()); }
+
+template <class T>
+Tensor view(std::vector<T>& values) {
+  return {values.data(), DTypeOf<T>::value, {static_cast<int64_t>(values.size())}};
+}
+
+}  // namespace
+
+Engine::Engine(const Model& model, ThreadPool& threads, const EngineOptions& options)
+    : model_(&model), threads_(&threads), options_(checked(options)), states_(model.state_spec(), options_.slots) {
+  slot_used_.assign(static_cast<size_t>(options_.slots), 0);
+  // Even an absent array is a tensor with an address.
+  outputs_.reserve(1);
+}
+
+void Engine::begin(std::span<const Input> inputs) {
+  const int64_t vocab = model_->config().vocab;
+  std::fill(slot_used_.begin(), slot_used_.end(), uint8_t{0});
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Input& input = inputs[i];
+    require(!input.tokens.empty(), "engine: an input must have tokens, got none for input ", i);
+    for (size_t t = 0; t < input.tokens.size(); ++t) {
+      require(input.tokens[t] >= 0 && input.tokens[t] < vocab, "engine: token ids must be 0 to ", vocab - 1, ", got ",
+              input.tokens[t], " at position ", t);
+    }
+    if (input.slot == kNoSlot) {
+      require(length(input) <= options_.chunk, "engine: an input without a slot must fit into one chunk of ",
+              options_.chunk, " tokens, got ", length(input));
+      continue;
+    }
+    require(input.slot >= 0 && input.slot < options_.slots, "engine: slots must be 0 to ", options_.slots - 1, ", got ",
+            input.slot);
+    uint8_t& used = slot_used_[static_cast<size_t>(input.slot)];
+    require(!used, "engine: a slot must appear once in a call, got slot ", input.slot, " twice");
+    used = 1;
+  }
+  fed_.assign(inputs.size(), 0);
+}
+
+// Takes the pieces of the next forward call; false when everything was fed.
+bool Engine::next_pieces(std::span<const Input> inputs) {
+  pieces_.clear();
+  int64_t total = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const int64_t count = std::min(options_.chunk, length(inputs[i]) - fed_[i]);
+    if (count == 0) continue;
+    if (total > 0 && total + count > options_.batch) break;
+    pieces_.push_back({static_cast<int64_t>(i), fed_[i], count});
+    fed_[i] += count;
+    total += count;
+  }
+  return !pieces_.empty();
+}
+
+// The hidden states of the rows in outputs_, in the arena.
+Tensor Engine::run(std::span<const Input> inputs, const std::function<void(int64_t, const Tensor&)>* observe) {
+  tokens_.clear();
+  slots_.clear();
+  offsets_.assign(1, 0);
+  for (const Piece& piece : pieces_) {
+    const Input& input = inputs[static_cast<size_t>(piece.input)];
+    const auto begin = input.tokens.begin() + piece.first;
+    tokens_.insert(tokens_.end(), begin, begin + piece.count);
+    offsets_.push_back(offsets_.back() + piece.count);
+    slots_.push_back(input.slot);
+  }
+  const Batch batch{view(tokens_), view(offsets_), view(slots_), view(outputs_)};
+  Context ctx = context();
+  return model_->hidden(ctx, {.batch = batch, .states = &states_, .observe = observe});
+}
+
+Tensor Engine::last_logits(std::span<const Input> inputs) {
+  begin(inputs);
+  const int64_t vocab = model_->config().vocab;
+  logits_.resize(inputs.size() * static_cast<size_t>(vocab));
+  while (next_pieces(inputs)) {
+    const Arena::Scope scope(arena_);
+    const auto ends_here = [&](const Piece& p) {
+      return p.first + p.count == length(inputs[static_cast<size_t>(p.input)]);
+    };
+    outputs_.clear();
+    int64_t end = 0;
+    for (const Piece& piece : pieces_) {
+      end += piece.count;
+      if (ends_here(piece)) outputs_.push_back(end - 1);
+    }
+    const Tensor hidden = run(inputs, nullptr);
+    if (outputs_.empty()) continue;
+    Context ctx = context();
+    const Tensor logits = model_->logits(ctx, hidden);
+    int64_t row = 0;
+    for (const Piece& piece : pieces_) {
+      if (ends_here(piece)) std::copy_n(logits.row<float>(row++), vocab, logits_.data() + piece.input * vocab);
+    }
+  }
+  return {logits_.data(), DType::f32, {static_cast<int64_t>(inputs.size()), vocab}};
+}
+
+void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows) {
+  require(rows >= 1, "engine: rows of logits at a time must be at least 1, got ", rows);
+  begin(inputs);
+  // f(piece, begin, end) for the parts of the current pieces within rows [from, to) of the forward call.
+  const auto parts = [&](int64_t from, int64_t to, const auto& f) {
+    int64_t start = 0;
+    for (const Piece& p : pieces_) {
+      const int64_t begin = std::max(from, start), end = std::min(to, start + p.count);
+      if (begin < end) f(Piece{p.input, p.first + begin - start, end - begin}, begin, end);
+      start += p.count;
+    }
+  };
+  const std::function<void(int64_t, const Tensor&)> observe = [&](int64_t layer, const Tensor& residual) {
+    parts(0, residual.shape[0],
+          [&](const Piece& p, int64_t begin, int64_t end) { visitor.residual(p, layer, residual.slice(begin, end)); });
+  };
+  while (next_pieces(inputs)) {
+    const Arena::Scope scope(arena_);
+    int64_t total = 0;
+    for (const Piece& piece : pieces_) total += piece.count;
+    outputs_.resize(static_cast<size_t>(total));
+    for (int64_t t = 0; t < total; ++t) outputs_[static_cast<size_t>(t)] = t;
+    const Tensor hidden = run(inputs, visitor.residual ? &observe : nullptr);
+    for (int64_t from = 0; from < total; from += rows) {
+      const Arena::Scope block(arena_);
+      const int64_t to = std::min(total, from + rows);
+      Context ctx = context();
+      const Tensor logits = model_->logits(ctx, hidden.slice(from, to));
+      parts(from, to, [&](const Piece& p, int64_t begin, int64_t end) {
+        visitor.rows(p, hidden.slice(begin, end), logits.slice(begin - from, end - from));
+      });
+    }
+  }
+}
+
+}  // namespace elapid

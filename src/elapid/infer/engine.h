@@ -1,0 +1,80 @@
+#pragma once
+
+// Engine: runs one model for one caller. Owns what running needs (threads, arena, states, batch arrays); a step whose
+// shape has been seen before allocates nothing. Scheduling many callers is not its business.
+
+#include "elapid/model/model.h"
+#include "elapid/state/pool.h"
+
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace elapid {
+
+struct EngineOptions {
+  int64_t slots = 1;
+  // A sequence runs in pieces of at most this many tokens, cut at its own multiples whatever its neighbours are: bounds
+  // activation memory. Another chunk changes results by float32 rounding at most; the neighbours change nothing.
+  int64_t chunk = 512;
+  // Pieces of several sequences share a forward call while they hold at most this many tokens together. 0: `chunk`.
+  int64_t batch = 0;
+};
+
+// One sequence's part of a call.
+struct Input {
+  std::span<const TokenId> tokens;  // at least one
+  int64_t slot = kNoSlot;           // without a slot, a zero state: at most one chunk of tokens
+};
+
+// Consecutive tokens of one input of a call: `count` of them, from its token `first` on.
+struct Piece {
+  int64_t input = 0, first = 0, count = 0;
+};
+
+class Engine {
+ public:
+  // `model` and `threads` must outlive the engine.
+  Engine(const Model& model, ThreadPool& threads, const EngineOptions& options = {});
+
+  // Feeds every input's tokens to its slot and returns the logits after the last token of each: [inputs, vocab] f32,
+  // valid until the next call. A slot may appear once.
+  Tensor last_logits(std::span<const Input> inputs);
+
+  // Receives rows piece by piece, each input's in order; tensors are valid during the call only.
+  struct Visitor {
+    // After the final norm [count, d_model], and the logits [count, vocab].
+    std::function<void(const Piece&, const Tensor& hidden, const Tensor& logits)> rows;
+    // The residual stream [count, d_model] as Pass::observe sees it; may be empty.
+    std::function<void(const Piece&, int64_t layer, const Tensor& residual)> residual;
+  };
+  // Feeds every input's tokens to its slot and hands out every row. At most `rows` rows of logits exist at a time.
+  void all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows = 64);
+
+  [[nodiscard]] StatePool& states() { return states_; }
+  [[nodiscard]] const Model& model() const { return *model_; }
+  [[nodiscard]] const EngineOptions& options() const { return options_; }
+  [[nodiscard]] Context context() { return {{}, *threads_, arena_}; }
+  [[nodiscard]] Arena& arena() { return arena_; }
+
+ private:
+  void begin(std::span<const Input> inputs);
+  bool next_pieces(std::span<const Input> inputs);
+  Tensor run(std::span<const Input> inputs, const std::function<void(int64_t, const Tensor&)>* observe);
+
+  const Model* model_;
+  ThreadPool* threads_;
+  EngineOptions options_;
+  Arena arena_;
+  StatePool states_;
+  // Of the forward call being built: reused, so that they stop growing.
+  std::vector<Piece> pieces_;
+  std::vector<TokenId> tokens_;
+  std::vector<int64_t> offsets_, slots_, outputs_;
+  // Of the whole call.
+  std::vector<int64_t> fed_;  // tokens of each input that earlier forward calls took
+  std::vector<uint8_t> slot_used_;
+  std::vector<float> logits_;
+};
+
+}  // namespace elapid

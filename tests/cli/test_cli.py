@@ -1,0 +1,736 @@
+"""The command line through the real binary: what it prints, writes, refuses and returns.
+
+    test_cli.py [GROUP]...      with ELAPID (the binary) and ELAPID_SOURCE_DIR in the environment
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from support import (CONFORMANCE, DATA, ELAPID, STORYTELLER, TINY, i64, Array, read_header, read_safetensors, run,
+                     write_raw, write_safetensors)
+
+HOUND = DATA / "storyteller" / "arthur-conan-doyle_the-hound-of-the-baskervilles.txt"
+REFERENCE = json.loads((DATA / "storyteller" / "reference.json").read_text())
+WIZARD = REFERENCE["greedy"][0]
+TINY_IDS = "11 25 60 31 47 5 90"
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="elapid_cli_")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def out(self, *arguments, **kwargs):
+        """Standard output of a run that must succeed."""
+        done = run(*arguments, **kwargs)
+        self.assertEqual(done.returncode, 0, f"{arguments}: {done.stderr.decode(errors='replace')}")
+        return done.stdout
+
+    def json(self, *arguments, **kwargs):
+        json_flag = () if "--json" in arguments else ("--json",)
+        output = self.out(*arguments, *json_flag, **kwargs)
+        self.assertEqual(output.count(b"\n"), 1, "one object, one line")
+        return json.loads(output)
+
+    def refused(self, *arguments, code=1, says=(), **kwargs):
+        """A run that must fail with one line that contains all of `says`."""
+        done = run(*arguments, **kwargs)
+        text = done.stderr.decode(errors="replace")
+        self.assertEqual(done.returncode, code, f"{arguments}: {text}")
+        self.assertEqual(done.stdout, b"", arguments)
+        self.assertRegex(text, r"\Aelapid: [^\n]+\n\Z", arguments)
+        for part in [says] if isinstance(says, str) else says:
+            self.assertIn(part, text, arguments)
+        return text
+
+    def model_copy(self, source=TINY):
+        target = Path(tempfile.mkdtemp(dir=self.folder)) / "model"
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("expected*", "meta*"))
+        return target
+
+    def generate(self, *arguments, model=STORYTELLER, **kwargs):
+        return self.json("generate", "--model", model, *arguments, **kwargs)
+
+
+class BadInput(CliTest):
+    def corruptions(self, path):
+        """Every way to spoil a file, as (name, what the error says, how to spoil)."""
+
+        def replaced(make):
+            def spoil():
+                data = path.read_bytes()
+                path.unlink()
+                make(data)
+            return spoil
+
+        def symlink_loop(_):
+            other = path.with_name(path.name + ".other")
+            path.symlink_to(other)
+            other.symlink_to(path)
+
+        return [
+            ("missing", path.name, replaced(lambda data: None)),
+            ("0 bytes", path.name, replaced(lambda data: path.write_bytes(b""))),
+            ("directory", path.name, replaced(lambda data: path.mkdir())),
+            ("symlink loop", path.name, replaced(symlink_loop)),
+            ("truncated", path.name, replaced(lambda data: path.write_bytes(data[:len(data) // 2]))),
+            ("noise", path.name, replaced(lambda data: path.write_bytes(bytes(range(256)) * 20))),
+        ]
+
+    def safetensors_corruptions(self, path):
+        header, data = read_header(path)
+        names = [n for n in header if n != "__metadata__"]
+        first, second = names[0], names[1] if len(names) > 1 else names[0]
+
+        def changed(name, **fields):
+            return lambda: write_raw(path, {**header, name: {**header[name], **fields}}, data)
+
+        begin, end = header[first]["data_offsets"]
+        spoils = [
+            ("truncated header", lambda: path.write_bytes(path.read_bytes()[:20])),
+            ("header length 2^60", lambda: write_raw(path, header, data, length=2**60)),
+            ("header length 2^64 - 1", lambda: write_raw(path, header, data, length=2**64 - 1)),
+            ("offset past the end", changed(first, data_offsets=[begin + 2**40, end + 2**40])),
+            ("negative offset", changed(first, data_offsets=[-8, end])),
+            ("wrong dtype", changed(first, dtype="U8" if header[first]["dtype"] != "U8" else "F32")),
+            ("unknown dtype", changed(first, dtype="Q7")),
+            ("huge shape", changed(first, shape=[2**62, 2**62])),
+            ("negative shape", changed(first, shape=[-1, 4])),
+            ("not JSON", lambda: path.write_bytes((16).to_bytes(8, "little") + b"this is no JSON!")),
+            ("not an object", lambda: path.write_bytes((8).to_bytes(8, "little") + b"[1, 2]  ")),
+            ("trailing bytes", lambda: write_raw(path, header, data + b"12345678")),
+        ]
+        if second != first:
+            spoils.append(("overlap", changed(second, data_offsets=header[first]["data_offsets"],
+                                              shape=header[first]["shape"], dtype=header[first]["dtype"])))
+        return [(name, path.name, spoil) for name, spoil in spoils]
+
+    def check(self, make_target, corruptions, *arguments, output=None):
+        """Each corruption of a fresh copy makes `arguments(path)` fail and leaves no output file."""
+        count = len(corruptions(make_target()))
+        for i in range(count):
+            path = make_target()
+            name, says, spoil = corruptions(path)[i]
+            with self.subTest(corruption=name, file=path.name):
+                spoil()
+                self.refused(*[a(path) if callable(a) else a for a in arguments], says=says)
+                if output is not None:
+                    self.assertFalse(output.exists(), "no output file")
+                    self.assertEqual([p.name for p in output.parent.glob(output.name + "*")], [])
+
+    def test_model_weights(self):
+        def fresh():
+            return self.model_copy() / "model.safetensors"
+
+        generate = ("generate", "--model", lambda p: p.parent, "--prompt-ids", "3 4", "--max-new-tokens", "2")
+        self.check(fresh, self.corruptions, *generate)
+        self.check(fresh, self.safetensors_corruptions, *generate)
+
+    def test_weights_that_do_not_fit_the_config(self):
+        path = self.model_copy() / "model.safetensors"
+        arrays = read_safetensors(path)
+        for name, change in [("missing", lambda a: a.pop("backbone.layers.0.mixer.D")),
+                             ("unknown", lambda a: a.update(extra=Array("F32", [1], [1.0]))),
+                             ("shape", lambda a: a.update({"backbone.norm_f.weight": Array("F32", [3], [1.0] * 3)})),
+                             ("dtype", lambda a: a.update({"backbone.norm_f.weight": Array("I64", [32], [1] * 32)}))]:
+            with self.subTest(name):
+                spoilt = dict(arrays)
+                change(spoilt)
+                write_safetensors(path, spoilt)
+                self.refused("inspect", "--model", path.parent,
+                             says={"missing": "backbone.layers.0.mixer.D", "unknown": "extra"}.get(name, "backbone.norm_f"))
+
+    def test_config(self):
+        def fresh():
+            return self.model_copy() / "config.json"
+
+        inspect = ("inspect", "--model", lambda p: p.parent)
+        self.check(fresh, self.corruptions, *inspect)
+        path = fresh()
+        config = json.loads(path.read_text())
+        for key, value in [("layer_norm_epsilon", math.nan), ("hidden_size", math.nan), ("hidden_size", -4),
+                           ("hidden_size", 2**62), ("num_hidden_layers", "two"), ("model_type", "unheard_of"),
+                           ("state_size", None), ("vocab_size", 0), ("time_step_limit", [math.nan, 1])]:
+            with self.subTest(key=key, value=value):
+                path.write_text(json.dumps({**config, key: value}))
+                self.refused("inspect", "--model", path.parent)
+        for text in ("not JSON", "[1]", '{"model_type": "mamba2"', "{}", "\ufeff{}", '{"a": NaN}'):
+            with self.subTest(text=text):
+                path.write_text(text)
+                self.refused("inspect", "--model", path.parent)
+        path.write_text(json.dumps({**config, "layer_norm_epsilon": math.nan}))
+        self.refused("bench", "--config", path, says="layer_norm_epsilon")
+
+    def test_generation_config(self):
+        def fresh():
+            return self.model_copy() / "generation_config.json"
+
+        generate = ("generate", "--model", lambda p: p.parent, "--prompt-ids", "3 4")
+        # Without the file, generation works: it is optional.
+        self.check(fresh, lambda path: self.corruptions(path)[1:], *generate)
+        for key, value in [("temperature", -1), ("temperature", math.nan), ("top_p", 7), ("top_k", -2), ("top_k", 1.5),
+                           ("min_p", 2), ("repetition_penalty", 0), ("eos_token_id", "x"), ("eos_token_id", [1, -1]),
+                           ("do_sample", "yes"), ("max_new_tokens", -1)]:
+            with self.subTest(key=key, value=value):
+                path = fresh()
+                path.write_text(json.dumps({key: value}))
+                self.refused("generate", "--model", path.parent, "--prompt-ids", "3", says=("generation_config.json", key))
+
+    def test_tokenizer(self):
+        def fresh():
+            target = Path(tempfile.mkdtemp(dir=self.folder)) / "tokenizer.json"
+            shutil.copy(STORYTELLER / "tokenizer.json", target)
+            return target
+
+        self.check(fresh, self.corruptions, "tokenize", "--tokenizer", lambda p: p)
+
+    def test_forward_input(self):
+        output = self.folder / "out.safetensors"
+
+        def fresh():
+            path = Path(tempfile.mkdtemp(dir=self.folder)) / "in.safetensors"
+            write_safetensors(path, {"input_ids": i64([[3, 4, 5]]), "labels": i64([[3, 4, 5]])})
+            return path
+
+        forward = ("forward", "--model", TINY, "--input", lambda p: p, "--output", output)
+        self.check(fresh, self.corruptions, *forward, output=output)
+        self.check(fresh, lambda p: [(name, "", spoil) for name, _, spoil in self.safetensors_corruptions(p)], *forward,
+                   output=output)
+        ids = i64([[3, 4, 5], [6, 7, 8]])
+        for says, arrays in [
+                ("input_ids", {"labels": ids}),
+                ("input_ids must be i64, got f32", {"input_ids": Array("F32", [1, 2], [3.0, 4.0])}),
+                ("input_ids must have 2 dimensions, got 1", {"input_ids": Array("I64", [2], [3, 4])}),
+                ("input_ids must not be empty", {"input_ids": Array("I64", [2, 0], [])}),
+                ("input_ids must hold token ids, got -3", {"input_ids": i64([[3, -3]])}),
+                ("must be 0 to 95, got 96", {"input_ids": i64([[3, 96]])}),
+                ("labels must be [2, 3]", {"input_ids": ids, "labels": i64([[3, 4, 5]])}),
+                ("labels", {"input_ids": ids, "labels": i64([[3, 4, 96], [3, 4, 5]])}),
+                ("labels must hold one that counts", {"input_ids": ids, "labels": i64([[-100] * 3] * 2)}),
+                ("attention_mask must hold 0 and 1, got 2", {"input_ids": ids, "attention_mask": i64([[0, 1, 2]] * 2)}),
+                ("attention_mask must be i64", {"input_ids": ids, "attention_mask": Array("F32", [2, 3], [1.0] * 6)}),
+                ("step_ids must have 2 rows", {"input_ids": ids, "step_ids": i64([[3]])}),
+                ("got inputs", {"input_ids": ids, "inputs": ids})]:
+            with self.subTest(says):
+                path = self.folder / "in.safetensors"
+                write_safetensors(path, arrays)
+                self.refused("forward", "--model", TINY, "--input", path, "--output", output, says=says)
+                self.assertFalse(output.exists())
+        write_safetensors(path, {"input_ids": ids})
+        self.refused("forward", "--model", TINY, "--input", path, "--output", self.folder / "no" / "out", says="no/out")
+        self.refused("forward", "--model", TINY, "--output", output, code=2, says="--input")
+        self.refused("forward", "--model", TINY, "--input", path, code=2, says="--output")
+
+    def test_state(self):
+        saved = self.folder / "saved"
+        self.out("generate", "--model", TINY, "--prompt-ids", TINY_IDS, "--max-new-tokens", "3", "--save-state", saved)
+
+        def fresh():
+            target = Path(tempfile.mkdtemp(dir=self.folder)) / "state"
+            shutil.copy(saved, target)
+            return target
+
+        load = ("generate", "--model", TINY, "--prompt-ids", "3", "--load-state", lambda p: p)
+        self.check(fresh, self.corruptions, *load)
+        self.check(fresh, self.safetensors_corruptions, *load)
+        self.refused("generate", "--model", TINY, "--prompt-ids", "3", "--load-state", TINY / "model.safetensors",
+                     says="state")
+        self.refused("generate", "--model", CONFORMANCE / "mamba2_chunk_a", "--prompt-ids", "3", "--load-state", saved,
+                     says="must belong to this model")
+
+    def test_prompts(self):
+        empty, latin = self.folder / "empty", self.folder / "latin"
+        empty.write_bytes(b"")
+        latin.write_bytes("déjà vu".encode("latin-1"))
+        for model in ((), ("--model", STORYTELLER)):  # also before anything is said about a default model
+            self.refused("generate", *model, "", code=2, says="got 0 bytes")
+            self.refused("generate", *model, "--prompt-file", empty, code=2, says="got 0 bytes")
+            self.refused("generate", *model, stdin=b"", code=2, says="got 0 bytes")
+            self.refused("generate", *model, "--prompt-ids", "", code=2, says="got none")
+            self.refused("generate", *model, "--prompt-file", latin, says=("valid UTF-8", "offset 1"))
+            self.refused("generate", *model, stdin=b"abc\xff", says="offset 3")
+            self.refused("generate", *model, stdin="né".encode()[:2], says="offset 1")
+            self.refused("generate", *model, b"abc\xed\xa0\x80".decode(errors="surrogateescape"), says="offset 3")
+            self.refused("generate", *model, "--prompt-file", self.folder / "none", says="none")
+            self.refused("generate", *model, "--prompt-file", self.folder)
+            self.refused("generate", *model, "--prompt-ids", "1 2 x", says="got x")
+            self.refused("generate", *model, "--prompt-ids", "1 -2", says="got -2")
+            self.refused("generate", *model, "--prompt-ids", "99999999999", says="got 99999999999")
+            self.refused("generate", *model, "one", "--prompt-ids", "1", code=2, says="got 2")
+        self.refused("generate", "--model", TINY, "--prompt-ids", "3 96", says="got 96")
+        self.refused("generate", "--model", TINY, "Hello", says="tokenizer.json")
+        self.refused("generate", "--model", self.folder / "none", "--prompt-ids", "3", says="none")
+        self.refused("generate", "--model", empty, "--prompt-ids", "3", says="empty")
+
+    def test_flags(self):
+        for flag, values in {
+                "--temperature": ["-1", "nan", "inf", "x", "", "1e999", "0.5x"],
+                "--top-p": ["7", "-0.1", "nan"],
+                "--min-p": ["1.5", "-1"],
+                "--top-k": ["-1", "2.5", "99999999999999999999"],
+                "--repetition-penalty": ["0", "-2", "nan"],
+                "--max-new-tokens": ["-1", "many"],
+                "--num-return": ["0", "-3", "1000000"],
+                "--seed": ["-1", "1.5", "18446744073709551616"],
+                "--chunk": ["0", "-5"],
+                "--threads": ["0", "-1", "100000"],
+                "--device": ["tpu", "", "cuda", "cuda:0"],
+                "--dtype": ["f64", "bf16", "int8", "int4"],
+                "--stop": [""]}.items():
+            for value in values:
+                with self.subTest(flag=flag, value=value):
+                    self.refused("generate", "Hello", flag, value, code=2, says=(flag, f"got {value}"[:10]))
+                    self.refused("generate", "Hello", f"{flag}={value}", code=2, says=flag)
+        self.refused("generate", "Hello", "--temperature", code=2, says="--temperature")
+        self.refused("generate", "Hello", "--save-state", "x", "--num-return", "2", code=2, says="--save-state")
+        self.refused("generate", "Hello", "--save-state", self.folder / "no" / "x", says="--save-state")
+        for command in ("generate", "forward", "tokenize", "score", "inspect", "bench"):
+            with self.subTest(command):
+                self.refused(command, "--no-such-flag", code=2, says=(command, "got --no-such-flag"))
+                self.refused(command, "-x", code=2)
+                self.refused(command, "one", "two", code=2, says=("got two" if command == "generate" else "got one"))
+                self.refused(command, "--", "-one", "-two", code=2, says="got -")
+        self.refused(code=2, says="got nothing")
+        self.refused("unheard-of", code=2, says="got unheard-of")
+        self.refused("line\nbreak", code=2, says="line\\nbreak")
+        self.refused("--generate", code=2, says="got --generate")
+        self.refused("bench", "--config", "x", "--model", "y", code=2, says="--config")
+        for flag in ("--prompt", "--gen", "--batch", "--repeat"):
+            self.refused("bench", flag, "0", code=2, says=(flag, "got 0"))
+
+    def test_score_texts(self):
+        for stdin, says in ((b"", "got 0 bytes"), (b"abc\xff", "UTF-8")):
+            self.refused("score", "--model", STORYTELLER, stdin=stdin, says=says)
+        self.refused("score", "--model", STORYTELLER, "--no-special", stdin=b"a", says="at least two tokens, got 1")
+        self.refused("score", "--model", STORYTELLER, "--file", self.folder / "none", says="none")
+        self.refused("score", "--model", STORYTELLER, "--file", self.folder)
+
+    def test_tokenize_texts(self):
+        tokenizer = ("tokenize", "--tokenizer", STORYTELLER)
+        self.refused(*tokenizer, stdin=b"abc\xff", says="UTF-8")
+        self.refused(*tokenizer, "--decode", stdin=b"1 x", says="got x")
+        self.refused(*tokenizer, "--decode", stdin=b"4096", says="4096")
+
+    def test_isa(self):
+        self.refused("inspect", "--devices", env={"ELAPID_FORCE_ISA": "bogus"}, code=2, says="bogus")
+        self.refused("generate", "Hello", env={"ELAPID_FORCE_ISA": "AVX2 "}, code=2, says="ELAPID_FORCE_ISA")
+
+
+class Output(CliTest):
+    def test_help_and_version(self):
+        self.assertRegex(self.out("--version").decode(), r"\Aelapid \d+\.\d+\.\d+\n\Z")
+        top = self.out("--help").decode()
+        for command in ("generate", "forward", "tokenize", "score", "inspect", "bench"):
+            self.assertIn(command, top)
+            self.assertIn("--model" if command != "forward" else "--input", self.out(command, "--help").decode())
+        text = self.out("generate", "--help").decode()
+        for flag in ("--prompt-file --prompt-ids --max-new-tokens --temperature --top-k --top-p --min-p "
+                     "--repetition-penalty --seed --stop --greedy --num-return --ignore-eos --save-state --load-state "
+                     "--chunk --no-special --json --tokenizer --model --device --dtype --threads").split():
+            self.assertIn(flag, text)
+
+    def test_default_model_is_named_on_standard_error(self):
+        done = run("generate", "Hello", "--max-new-tokens", "1", "--json")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn(b"models/storyteller", done.stderr)
+        json.loads(done.stdout)
+
+    def test_installed_model_is_found_beside_the_command(self):
+        prefix = self.folder / "prefix"
+        (prefix / "bin").mkdir(parents=True)
+        (prefix / "share/elapid/models").mkdir(parents=True)
+        shutil.copy(ELAPID, prefix / "bin/elapid")
+        shutil.copytree(STORYTELLER, prefix / "share/elapid/models/storyteller")
+        done = subprocess.run([prefix / "bin/elapid", "tokenize"], input=b"Hello", capture_output=True)
+        self.assertEqual(done.returncode, 0)
+        self.assertIn(str(prefix / "share/elapid/models/storyteller").encode(), done.stderr)
+
+    def test_closed_pipe_ends_quietly_and_without_success(self):
+        process = subprocess.Popen([ELAPID, "generate", "--model", STORYTELLER, "Once upon a time", "--max-new-tokens",
+                                    "20000", "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertTrue(process.stdout.read(1))
+        process.stdout.close()
+        self.assertEqual(process.stderr.read(), b"")
+        process.stderr.close()
+        self.assertGreater(process.wait(timeout=60), 0, "an exit code, not a signal")
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full")
+    def test_full_disk_is_an_error(self):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([ELAPID, "--version"], stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, rb"\Aelapid: standard output: [^\n]+\n\Z")
+
+
+class Generate(CliTest):
+    def test_greedy_text_is_the_reference(self):
+        got = self.generate(WIZARD["prompt"], "--greedy", "--max-new-tokens", "60")
+        ids = WIZARD["output_ids"][len(WIZARD["prompt_ids"]):][:60]
+        self.assertEqual(got["ids"], ids)  # margins are wide
+        self.assertTrue(WIZARD["text"].startswith(WIZARD["prompt"] + got["text"]))
+        self.assertEqual(set(got), {"prompt_tokens", "new_tokens", "text", "ids", "finish_reason", "prefill_tok_s",
+                                    "decode_tok_s"})
+        self.assertEqual((got["prompt_tokens"], got["new_tokens"], got["finish_reason"]),
+                         (len(WIZARD["prompt_ids"]), 60, "length"))
+        self.assertGreater(got["prefill_tok_s"], 0)
+        self.assertGreater(got["decode_tok_s"], 0)
+        text = self.out("generate", "--model", STORYTELLER, WIZARD["prompt"], "--greedy", "--max-new-tokens", "60")
+        self.assertEqual(text.decode(), got["text"] + "\n")
+
+    def test_prompts_from_anywhere_are_the_same(self):
+        prompt = "“My dear Watson,” said"
+        path = self.folder / "prompt"
+        path.write_text(prompt)
+        flags = ("--max-new-tokens", "12", "--seed", "5")
+        want = self.generate(prompt, *flags)
+        self.assertEqual(self.generate("--prompt-file", path, *flags)["ids"], want["ids"])
+        self.assertEqual(self.generate(*flags, stdin=prompt.encode())["ids"], want["ids"])
+        ids = self.out("tokenize", "--model", STORYTELLER, "--file", path).decode()
+        self.assertEqual(self.generate("--prompt-ids", ids, *flags)["ids"], want["ids"])
+        self.assertEqual(self.generate(*flags, "--json", "--", "-" + prompt)["new_tokens"], 12)
+        self.assertEqual(self.generate(*flags, "score")["new_tokens"], 12, "a command's name is a prompt too")
+
+    def test_seed_decides_and_threads_do_not(self):
+        flags = ("Once upon a time", "--max-new-tokens", "30")
+        want = self.generate(*flags, "--seed", "3")["ids"]
+        self.assertEqual(self.generate(*flags, "--seed", "3", "--threads", "1")["ids"], want)
+        self.assertEqual(self.generate(*flags, "--seed", "3", "--threads", "3")["ids"], want)
+        self.assertNotEqual(self.generate(*flags, "--seed", "4")["ids"], want)
+        self.assertEqual(self.generate(*flags)["ids"], self.generate(*flags, "--seed", "0")["ids"])
+
+    def test_num_return(self):
+        flags = ("Once upon a time", "--max-new-tokens", "10", "--seed", "3")
+        together = self.generate(*flags, "--num-return", "3")
+        self.assertEqual(list(together), ["sequences"])
+        self.assertEqual(len(together["sequences"]), 3)
+        self.assertEqual(together["sequences"][0]["ids"], self.generate(*flags)["ids"])
+        self.assertNotEqual(together["sequences"][1]["ids"], together["sequences"][2]["ids"])
+        text = self.out("generate", "--model", STORYTELLER, *flags, "--num-return", "3").decode()
+        self.assertEqual(text, "\n---\n".join(s["text"] for s in together["sequences"]) + "\n")
+
+    def test_stop_strings_across_token_borders(self):
+        flags = (WIZARD["prompt"], "--greedy", "--max-new-tokens", "40")
+        whole = self.generate(*flags)
+        pieces = []
+        for i in range(len(whole["ids"])):
+            pieces.append(self.out("tokenize", "--model", STORYTELLER, "--decode",
+                                   stdin=" ".join(map(str, whole["ids"][:i + 1])).encode()).decode()[:-1])
+            if i == 11:
+                break
+        borders = [len(p) for p in pieces[4:10]]
+        tried = 0
+        for border in borders:
+            stop = whole["text"][border - 2:border + 2]
+            if whole["text"].find(stop) != border - 2:
+                continue
+            tried += 1
+            got = self.generate(*flags, "--stop", "never to be seen", "--stop", stop)
+            self.assertEqual(got["text"], whole["text"][:border - 2], repr(stop))
+            self.assertEqual(got["finish_reason"], "stop")
+            self.assertEqual(got["ids"], whole["ids"][:got["new_tokens"]])
+            self.assertLess(got["new_tokens"], 40)
+            streamed = self.out("generate", "--model", STORYTELLER, *flags, "--stop", stop).decode()
+            self.assertEqual(streamed, got["text"] + "\n")
+        self.assertGreater(tried, 2)
+
+    def test_ids_need_no_tokenizer(self):
+        flags = ("--prompt-ids", TINY_IDS, "--greedy", "--max-new-tokens", "8")
+        got = self.generate(*flags, model=TINY)
+        self.assertEqual(got["text"], "")
+        text = self.out("generate", "--model", TINY, *flags).decode()
+        self.assertEqual(text, " ".join(map(str, got["ids"])) + "\n")
+        both = self.out("generate", "--model", TINY, *flags, "--num-return", "2").decode()
+        self.assertEqual(both, text * 2)
+        self.assertEqual(self.generate("--prompt-ids", "3", "--max-new-tokens", "0", model=TINY)["ids"], [])
+
+    def test_streamed_text_is_valid_utf8(self):
+        # Hot enough that bytes of characters come apart.
+        for seed in range(3):
+            out = self.out("generate", "--model", STORYTELLER, "“", "--temperature", "30", "--top-p", "1", "--seed", seed,
+                           "--max-new-tokens", "100", "--ignore-eos")
+            out.decode()
+
+    def test_chunks_change_nothing(self):
+        flags = (WIZARD["prompt"], "--greedy", "--max-new-tokens", "20")
+        want = self.generate(*flags)["ids"]
+        for chunk in ("1", "3", "7"):
+            self.assertEqual(self.generate(*flags, "--chunk", chunk)["ids"], want)
+
+    def test_generation_config(self):
+        model = self.model_copy()
+        path = model / "generation_config.json"
+        flags = ("--prompt-ids", TINY_IDS, "--max-new-tokens", "24")
+        path.unlink()
+        sampled = self.generate(*flags, "--ignore-eos", model=model)["ids"]
+        greedy = self.generate(*flags, "--ignore-eos", "--greedy", model=model)["ids"]
+        self.assertNotEqual(sampled, greedy)
+        self.assertEqual(self.generate(*flags, "--ignore-eos", "--temperature", "0.8", "--top-p", "0.95", model=model)["ids"],
+                         sampled, "the documented defaults")
+
+        def with_config(config, *more):
+            path.write_text(json.dumps(config))
+            return self.generate("--prompt-ids", TINY_IDS, *more, model=model)
+
+        self.assertEqual(with_config({"do_sample": False, "max_new_tokens": 24}, "--ignore-eos")["ids"], greedy)
+        self.assertEqual(with_config({"do_sample": False, "max_new_tokens": 24, "temperature": 0.8}, "--ignore-eos",
+                                     "--top-p", "0.95")["ids"], sampled, "a flag asks to sample")
+        self.assertEqual(with_config({"temperature": 0, "max_new_tokens": 24}, "--ignore-eos")["ids"], greedy)
+        self.assertEqual(with_config({"top_k": 1, "max_new_tokens": 24}, "--ignore-eos")["ids"], greedy)
+        self.assertEqual(with_config({"max_new_tokens": 3, "top_p": None}, "--ignore-eos")["new_tokens"], 3)
+        self.assertEqual(with_config({"max_new_tokens": 3}, "--ignore-eos", "--max-new-tokens", "5")["new_tokens"], 5)
+
+        at = next(i for i in range(3, 24) if greedy[i] not in greedy[:i])
+        for eos in (greedy[at], [95, greedy[at]]):
+            got = with_config({"eos_token_id": eos}, "--greedy", "--max-new-tokens", "24")
+            self.assertEqual((got["ids"], got["finish_reason"]), (greedy[:at + 1], "stop"))
+        # config.json's own, where generation_config.json names none.
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "eos_token_id": greedy[at]}))
+        self.assertEqual(with_config({}, "--greedy", "--max-new-tokens", "24")["ids"], greedy[:at + 1])
+
+    def test_special_tokens(self):
+        with_bos = self.generate("Hello", "--max-new-tokens", "1")
+        without = self.generate("Hello", "--max-new-tokens", "1", "--no-special")
+        self.assertEqual(with_bos["prompt_tokens"], without["prompt_tokens"] + 1)
+
+
+class States(CliTest):
+    def test_saved_in_one_process_and_continued_in_another(self):
+        flags = ("--seed", "9", "--temperature", "1.1", "--repetition-penalty", "1.2")
+        prompt = "It was a dark and stormy night, and"
+        whole_state, first_state, last_state = (self.folder / n for n in ("whole", "first", "last"))
+        whole = self.generate(prompt, *flags, "--max-new-tokens", "40", "--save-state", whole_state)
+        first = self.generate(prompt, *flags, "--max-new-tokens", "15", "--save-state", first_state)
+        second = self.generate(*flags, "--max-new-tokens", "25", "--load-state", first_state, "--save-state", last_state)
+        self.assertEqual(first["ids"] + second["ids"], whole["ids"])
+        self.assertEqual(last_state.read_bytes(), whole_state.read_bytes(), "bit for bit")
+        self.assertEqual(second["prompt_tokens"], 1, "the last id, which was not fed yet")
+
+    def test_a_prompt_continues_the_state(self):
+        state = self.folder / "state"
+        first, second = "The old man looked at", " the sea, and he"
+        self.generate(first, "--max-new-tokens", "0", "--save-state", state)
+        continued = self.generate(second, "--greedy", "--max-new-tokens", "10", "--load-state", state)
+        together = self.generate(first + second, "--greedy", "--max-new-tokens", "10")
+        self.assertEqual(continued["ids"], together["ids"])
+
+    def test_nothing_pending_needs_a_prompt(self):
+        state = self.folder / "state"
+        self.generate("The old man", "--max-new-tokens", "0", "--save-state", state)
+        self.refused("generate", "--model", STORYTELLER, "--load-state", state, code=2, says="got 0 bytes")
+
+
+class Forward(CliTest):
+    def forward(self, arrays, *flags):
+        source, target = self.folder / "in.safetensors", self.folder / "out.safetensors"
+        write_safetensors(source, arrays)
+        self.assertEqual(self.out("forward", "--model", TINY, "--input", source, "--output", target, *flags), b"")
+        return read_safetensors(target)
+
+    ids = i64([[5, 9, 31, 60, 7, 8], [80, 12, 13, 14, 3, 90], [4, 4, 4, 4, 4, 4]])
+
+    def test_names_and_shapes(self):
+        out = self.forward({"input_ids": self.ids})
+        self.assertEqual({k: a.shape for k, a in out.items()}, {"logits": [3, 6, 96], "last_hidden_state": [3, 6, 32]})
+        out = self.forward({"input_ids": self.ids, "labels": self.ids, "step_ids": i64([[3, 4], [5, 6], [7, 8]])},
+                           "--hidden-states", "--states", "--router-logits", "--attentions")
+        self.assertEqual({k: a.shape for k, a in out.items()}, {
+            "logits": [3, 6, 96], "last_hidden_state": [3, 6, 32], "loss": [], "step_logits": [3, 2, 96],
+            "hidden_states.0": [3, 6, 32], "hidden_states.1": [3, 6, 32], "hidden_states.2": [3, 6, 32],
+            "state.0.conv": [3, 96, 3], "state.0.ssm": [3, 4, 16, 16],
+            "state.1.conv": [3, 96, 3], "state.1.ssm": [3, 4, 16, 16]})
+        self.assertEqual({a.dtype for a in out.values()}, {"F32"})
+
+    def test_masked_rows_are_the_rows_alone(self):
+        mask = [[0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0], [0] * 6]
+        out = self.forward({"input_ids": self.ids, "attention_mask": i64(mask)}, "--hidden-states", "--states")
+        for r in range(2):
+            row = [x for x, m in zip(self.ids.row(r), mask[r]) if m]
+            alone = self.forward({"input_ids": i64([row])}, "--hidden-states", "--states")
+            at = [t for t in range(6) if mask[r][t]]
+            for name in ("logits", "last_hidden_state", "hidden_states.0", "hidden_states.2"):
+                self.assertEqual([out[name].row(r, t) for t in at], [alone[name].row(0, i) for i in range(len(at))], name)
+            for name in ("state.0.conv", "state.1.ssm"):
+                self.assertEqual(out[name].row(r), alone[name].row(0), name)
+        for r in range(3):
+            for t in range(6):
+                for name in ("logits", "last_hidden_state", "hidden_states.1"):
+                    self.assertEqual(any(out[name].row(r, t)), bool(mask[r][t]), (name, r, t))
+        self.assertFalse(any(out["state.1.ssm"].row(2)))
+
+    def test_mask_types(self):
+        want = self.forward({"input_ids": self.ids, "attention_mask": i64([[0, 1, 1, 1, 1, 1]] * 3)})["logits"].values
+        for dtype in ("I32", "U8", "BOOL"):
+            mask = Array(dtype, [3, 6], [0, 1, 1, 1, 1, 1] * 3)
+            self.assertEqual(self.forward({"input_ids": self.ids, "attention_mask": mask})["logits"].values, want)
+
+    def test_loss_is_the_mean_over_shifted_labels_that_count(self):
+        labels = [[5, -100, 31, 60, 7, 8], [80, 12, 13, 14, -100, 90], [4] * 6]
+        mask = [[1] * 6, [0, 0, 1, 1, 1, 1], [0] * 6]
+        out = self.forward({"input_ids": self.ids, "labels": i64(labels), "attention_mask": i64(mask)})
+        terms = []
+        for r in range(3):
+            for t in range(5):
+                if mask[r][t] and mask[r][t + 1] and labels[r][t + 1] != -100:
+                    row = out["logits"].row(r, t)
+                    terms.append(math.log(sum(math.exp(x) for x in row)) - row[labels[r][t + 1]])
+        self.assertEqual(len(terms), 6)
+        self.assertAlmostEqual(out["loss"].values[0], sum(terms) / len(terms), places=5)
+
+    def test_steps_continue_the_rows(self):
+        long = self.forward({"input_ids": self.ids})
+        begun = self.forward({"input_ids": i64([self.ids.row(r)[:4] for r in range(3)]),
+                              "step_ids": i64([self.ids.row(r)[4:] for r in range(3)])})
+        for r in range(3):
+            for s in range(2):
+                for a, b in zip(begun["step_logits"].row(r, s), long["logits"].row(r, 4 + s)):
+                    self.assertAlmostEqual(a, b, places=4)
+
+    def test_an_existing_output_is_replaced(self):
+        self.forward({"input_ids": self.ids})
+        out = self.forward({"input_ids": i64([[3]])})
+        self.assertEqual(out["logits"].shape, [1, 1, 96])
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["in.safetensors", "out.safetensors"])
+
+
+class Tokenize(CliTest):
+    tokenize = ("tokenize", "--tokenizer", STORYTELLER)
+
+    def test_round_trip_of_a_file(self):
+        text = HOUND.read_bytes()
+        ids = self.out(*self.tokenize, "--file", HOUND)
+        self.assertEqual(ids.count(b"\n"), 1)
+        path = self.folder / "ids"
+        path.write_bytes(ids)
+        self.assertEqual(self.out(*self.tokenize, "--decode", "--file", path), text)
+        reference = read_safetensors(DATA / "storyteller" / "reference.safetensors")[f"ids.{HOUND.stem}"]
+        self.assertEqual(list(map(int, ids.split())), list(reference.values))
+
+    def test_lines(self):
+        text = "Once upon a time\n\nthere was a sea — wide & “blue”.\n   last line".encode()
+        ids = self.out(*self.tokenize, stdin=text)
+        self.assertEqual(ids.count(b"\n"), 4)
+        self.assertEqual(self.out(*self.tokenize, "--decode", stdin=ids), text + b"\n")
+        plain = self.out(*self.tokenize, "--no-special", stdin=text)
+        for with_bos, without in zip(ids.splitlines(), plain.splitlines()):
+            self.assertEqual(with_bos.split()[1:], without.split())
+            self.assertEqual(with_bos.split()[0], b"0")
+        self.assertEqual(self.out(*self.tokenize, stdin=b""), b"")
+
+    def test_json(self):
+        path = self.folder / "text"
+        path.write_text("Hello world\n")
+        got = self.json(*self.tokenize, "--file", path)
+        self.assertEqual(list(got), ["ids", "tokens"])
+        self.assertEqual(len(got["ids"]), len(got["tokens"]))
+        self.assertEqual(got["tokens"][0], "<|endoftext|>")
+        self.assertEqual(self.json(*self.tokenize, stdin=path.read_bytes()), got)
+        ids = " ".join(map(str, got["ids"])).encode()
+        self.assertEqual(self.json(*self.tokenize, "--decode", stdin=ids)["text"], "Hello world\n")
+
+    def test_model_and_tokenizer_flags_name_the_same(self):
+        want = self.out(*self.tokenize, stdin=b"Hello")
+        self.assertEqual(self.out("tokenize", "--model", STORYTELLER, stdin=b"Hello"), want)
+        self.assertEqual(self.out("tokenize", "--tokenizer", STORYTELLER / "tokenizer.json", stdin=b"Hello"), want)
+
+
+class Score(CliTest):
+    def test_a_book_scores_as_in_the_reference(self):
+        want = REFERENCE["validation"][HOUND.stem]
+        got = self.json("score", "--model", STORYTELLER, "--file", HOUND)
+        self.assertEqual(list(got), ["tokens", "nll_mean", "perplexity", "bits_per_byte", "tok_s", "peak_rss_mib"])
+        self.assertEqual(got["tokens"], want["tokens"])
+        self.assertAlmostEqual(got["nll_mean"], want["mean_nll_f64"], delta=1e-4)
+        self.assertAlmostEqual(got["perplexity"], want["ppl"], delta=5e-3)
+        self.assertAlmostEqual(got["bits_per_byte"], want["bits_per_byte"], delta=1e-4)
+        self.assertGreater(got["tok_s"], 0)
+        self.assertGreater(got["peak_rss_mib"], 1)
+
+    def test_ways_to_give_a_text(self):
+        text = HOUND.read_bytes()[:1500].rsplit(b" ", 1)[0]
+        path = self.folder / "text"
+        path.write_bytes(text)
+        score = ("score", "--model", STORYTELLER)
+        want = self.json(*score, "--file", path, "--per-token")
+        self.assertEqual(len(want["nll"]), want["tokens"])
+        self.assertAlmostEqual(sum(want["nll"]) / want["tokens"], want["nll_mean"], places=6)
+        self.assertEqual(self.json(*score, stdin=text)["nll_mean"], want["nll_mean"])
+        self.assertAlmostEqual(self.json(*score, "--file", path, "--chunk", "7")["nll_mean"], want["nll_mean"], places=4)
+        self.assertEqual(self.json(*score, "--file", path, "--threads", "1")["nll_mean"], want["nll_mean"])
+        self.assertEqual(self.json(*score, "--file", path, "--no-special")["tokens"], want["tokens"] - 1)
+        lines = self.out(*score, "--file", path, "--per-token").decode().splitlines()
+        self.assertEqual(len(lines), want["tokens"] + 6)
+        self.assertAlmostEqual(float(lines[0]), want["nll"][0], places=5)
+
+
+class Memory(CliTest):
+    def test_a_ten_times_longer_text_takes_no_more(self):
+        text = HOUND.read_bytes()
+        long = self.folder / "long"
+        long.write_bytes(text * 10)
+        score = ("score", "--model", STORYTELLER, "--file")
+        once, ten = self.json(*score, HOUND), self.json(*score, long)
+        self.assertGreater(ten["tokens"], 9 * once["tokens"])
+        self.assertLess(abs(ten["peak_rss_mib"] - once["peak_rss_mib"]), 8)
+
+
+class Inspect(CliTest):
+    def test_a_folder(self):
+        got = self.json("inspect", "--model", STORYTELLER)
+        self.assertEqual(list(got), ["family", "layers", "parameters", "bytes", "dtypes", "state_bytes_per_sequence",
+                                     "unknown_config_keys", "notes"])
+        self.assertEqual((got["family"], got["layers"], got["parameters"]), ("mamba2", 12, 13500720))
+        weights = sum(len(read_header(p)[1]) for p in STORYTELLER.glob("*.safetensors"))
+        self.assertEqual(got["bytes"], weights)
+        self.assertEqual(set(got["dtypes"]), {"bf16", "f32"})
+        # conv [3, 768 + 2 * 128] and ssm [12, 64, 128], float32, 12 layers
+        self.assertEqual(got["state_bytes_per_sequence"], 12 * 4 * (3 * 1024 + 12 * 64 * 128))
+        self.assertEqual(got["unknown_config_keys"], [])
+        text = self.out("inspect", "--model", STORYTELLER).decode()
+        for part in ("mamba2", "13500720", "bf16"):
+            self.assertIn(part, text)
+
+    def test_devices(self):
+        got = self.json("inspect", "--devices")["devices"]
+        self.assertEqual(got[0]["device"], "cpu")
+        self.assertEqual(got[0]["isa"][0], "baseline")
+        self.assertIn(got[0]["active_isa"], got[0]["isa"])
+        forced = self.json("inspect", "--devices", env={"ELAPID_FORCE_ISA": "baseline"})["devices"]
+        self.assertEqual(forced[0]["active_isa"], "baseline")
+        self.assertIn(b"cpu", self.out("inspect", "--devices"))
+
+
+class Bench(CliTest):
+    keys = ["model", "device", "dtype", "threads", "batch", "prompt", "gen", "prefill_tok_s", "decode_tok_s",
+            "decode_ms_per_token", "load_s", "peak_mem_mib", "weight_bytes_per_token", "ceiling_gb_s", "of_bandwidth",
+            "ceiling_tflops", "of_compute"]
+
+    def check(self, got, **want):
+        self.assertEqual(list(got), self.keys)
+        for key, value in want.items():
+            self.assertEqual(got[key], value, key)
+        for key in self.keys[7:]:
+            self.assertGreater(got[key], 0, key)
+        self.assertAlmostEqual(got["decode_tok_s"] * got["decode_ms_per_token"], 1000 * got["batch"], delta=1)
+        self.assertLess(got["of_compute"], 1.2)
+
+    def test_a_model_and_a_config(self):
+        sizes = ("--prompt", "40", "--gen", "5", "--repeat", "2")
+        self.check(self.json("bench", "--model", TINY, *sizes, "--batch", "3", "--threads", "1"), batch=3, prompt=40,
+                   gen=5, threads=1, device="cpu", model=str(TINY))
+        self.check(self.json("bench", "--config", STORYTELLER / "config.json", *sizes), batch=1)
+        text = self.out("bench", "--model", TINY, *sizes).decode()
+        self.assertIn("prefill", text)
+        self.assertIn("decode", text)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[1:]])
