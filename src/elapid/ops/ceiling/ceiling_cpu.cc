@@ -20,7 +20,8 @@ void run(Cpu cpu, const MultiplyAdd& a) {
   parallel_for(cpu.threads, a.sums.size(), 1, [&](int64_t, int64_t, int worker) {
     constexpr int kChains = 12 / kParts;  // as many registers at every level, more than latency × ports
     F32 acc[kChains];
-    static_for<kChains>([&](auto j) ELAPID_LAMBDA { acc[j] = zero(); });
+    // Different values: equal chains would be computed once.
+    static_for<kChains>([&](auto j) ELAPID_LAMBDA { acc[j] = broadcast(static_cast<float>(j.value)); });
     const F32 b = broadcast(0.5f), c = broadcast(1.0f);
     for (int64_t i = 0; i < a.rounds * 1024 * kParts; ++i) {
       static_for<kChains>([&](auto j) ELAPID_LAMBDA { acc[j] = fma(acc[j], b, c); });

@@ -1,0 +1,381 @@
+#include "tests/ops/harness.h"
+
+#include "elapid/core/random.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define ELAPID_TEST_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ELAPID_TEST_ASAN 1
+#endif
+#endif
+#ifdef ELAPID_TEST_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace elapid::testing {
+namespace {
+
+constexpr int64_t kGuard = 128;
+constexpr int kUntouched = 0xff;                // every float of such bytes is NaN
+constexpr int64_t kStained = int64_t{1} << 20;  // how much of a fresh arena Lab fills with kUntouched
+constexpr int64_t kPaddingLeft = 3, kPaddingRight = 5;
+
+// The nearest binary16 of a value in its range.
+Float16 to_half(double value) {
+  if (value == 0) return {0};
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  const int quantum = std::max(exponent - 1, -14) - 10;  // exponent of the last place
+  const double places = std::nearbyint(std::ldexp(std::abs(value), -quantum));
+  // A normal number's leading bit carries into the exponent field.
+  const int field = quantum + 24;
+  const int bits = static_cast<int>(places) + field * 1024;
+  return {static_cast<uint16_t>(bits | (std::signbit(value) ? 0x8000 : 0))};
+}
+
+void put(char* to, DType dtype, double value) {
+  const auto narrow = static_cast<float>(value);
+  switch (dtype) {
+    case DType::f32: std::memcpy(to, &narrow, sizeof narrow); return;
+    case DType::bf16: {
+      const BFloat16 rounded = to_bf16(narrow);
+      std::memcpy(to, &rounded, sizeof rounded);
+      return;
+    }
+    case DType::f16: {
+      const Float16 rounded = to_half(value);
+      std::memcpy(to, &rounded, sizeof rounded);
+      return;
+    }
+    default: fail(concat("workbench: elements must be f32, bf16 or f16, got ", name_of(dtype)));
+  }
+}
+
+}  // namespace
+
+struct Workbench::Block {
+  char *memory, *data;
+  int64_t bytes, data_bytes;
+  std::vector<char> before;    // contents of `memory` at the last snapshot
+  std::vector<bool> writable;  // for each byte of the data
+
+  Block(int64_t data_bytes_, int64_t offset)
+      : memory(
+            static_cast<char*>(::operator new (static_cast<size_t>(2 * kGuard + data_bytes_), std::align_val_t{64}))),
+        data(memory + kGuard - 64 + offset),
+        bytes(2 * kGuard + data_bytes_),
+        data_bytes(data_bytes_),
+        writable(static_cast<size_t>(data_bytes_)) {
+    std::memset(memory, kUntouched, static_cast<size_t>(bytes));
+  }
+  ~Block() { ::operator delete (memory, std::align_val_t{64}); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+};
+
+Workbench::Workbench(uint64_t seed) : seed_(seed) {}
+
+Workbench::~Workbench() {
+  for (const auto& block : blocks_) guard(*block, false);
+}
+
+void Workbench::guard(Block& block, bool closed) {
+#ifdef ELAPID_TEST_ASAN
+  if (closed) {
+    ASAN_POISON_MEMORY_REGION(block.memory, block.data - block.memory);
+    ASAN_POISON_MEMORY_REGION(block.data + block.data_bytes,
+                              block.memory + block.bytes - block.data - block.data_bytes);
+  } else {
+    ASAN_UNPOISON_MEMORY_REGION(block.memory, block.bytes);
+  }
+#else
+  static_cast<void>(block);
+  static_cast<void>(closed);
+#endif
+}
+
+char* Workbench::allocate(int64_t bytes, int64_t element, Alignment alignment) {
+  // Aligned to the element and no further, or not even that.
+  const int64_t offset = element + (alignment == Alignment::none ? 1 : 0);
+  blocks_.push_back(std::make_unique<Block>(bytes, offset));
+  return blocks_.back()->data;
+}
+
+double Workbench::draw() { return uniform(seed_, draws_++, 0); }
+
+double Workbench::draw(Range range) {
+  // One value, infinite perhaps, needs no draw.
+  return range.low == range.high ? range.low : range.low + (range.high - range.low) * draw();
+}
+
+Tensor Workbench::tensor(Shape shape, Range range, DType dtype, Alignment alignment) {
+  const int64_t element = size_of(dtype);
+  char* data = allocate(shape.size() * element, element, alignment);
+  for (int64_t i = 0; i < shape.size(); ++i) put(data + i * element, dtype, draw(range));
+  return {data, dtype, shape};
+}
+
+Tensor Workbench::output(int64_t rows, int64_t cols, bool strided) {
+  const int64_t left = strided ? kPaddingLeft : 0, width = left + cols + (strided ? kPaddingRight : 0);
+  char* data = allocate(rows * width * 4, 4, Alignment::element);
+  return Tensor(data, DType::f32, {rows, width}).columns(left, left + cols);
+}
+
+Tensor Workbench::matrix(int64_t rows, int64_t cols, Range range, bool strided) {
+  const Tensor t = output(rows, cols, strided);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) t.row<float>(r)[c] = static_cast<float>(draw(range));
+  }
+  return t;
+}
+
+Tensor Workbench::integers(const std::vector<int64_t>& values, DType dtype) {
+  const auto count = static_cast<int64_t>(values.size());
+  const Tensor t(allocate(count * size_of(dtype), size_of(dtype), Alignment::element), dtype, {count});
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t value = values[static_cast<size_t>(i)];
+    if (dtype == DType::i64) {
+      t.ptr<int64_t>()[i] = value;
+    } else {
+      t.ptr<int32_t>()[i] = static_cast<int32_t>(value);
+    }
+  }
+  return t;
+}
+
+Tensor Workbench::floats(const std::vector<float>& values) {
+  const Tensor t = output(1, static_cast<int64_t>(values.size()), false);
+  std::copy(values.begin(), values.end(), t.ptr<float>());
+  return t.reshape({t.size()});
+}
+
+Batch Workbench::batch(const reference::Sequences& sequences) {
+  Batch batch;
+  batch.offsets = integers(sequences.offsets);
+  batch.slots = integers(sequences.slots);
+  return batch;
+}
+
+void Workbench::writable(const Tensor& view) {
+  if (view.size() == 0) return;
+  const int64_t element = size_of(view.dtype);
+  const auto* data = static_cast<const char*>(view.data);
+  for (const auto& block : blocks_) {
+    if (data < block->data || data >= block->data + block->data_bytes) continue;
+    for (int64_t r = 0; r < view.rows(); ++r) {
+      const int64_t first = data - block->data + r * view.row_stride() * element;
+      std::fill_n(block->writable.begin() + first, view.cols() * element, true);
+    }
+    return;
+  }
+  fail("workbench: writable() must get a tensor of this workbench");
+}
+
+void Workbench::snapshot() {
+  for (const auto& block : blocks_) {
+    guard(*block, false);
+    block->before.assign(block->memory, block->memory + block->bytes);
+    guard(*block, true);
+  }
+}
+
+void Workbench::restore() {
+  for (const auto& block : blocks_) {
+    guard(*block, false);
+    std::copy(block->before.begin(), block->before.end(), block->memory);
+    guard(*block, true);
+  }
+}
+
+std::string Workbench::damage() {
+  std::string report;
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    Block& block = *blocks_[b];
+    guard(block, false);
+    for (int64_t i = 0; report.empty() && i < block.bytes; ++i) {
+      if (block.memory[i] == block.before[static_cast<size_t>(i)]) continue;
+      const int64_t at = i - (block.data - block.memory);
+      const bool inside = at >= 0 && at < block.data_bytes;
+      if (inside && block.writable[static_cast<size_t>(at)]) continue;
+      report = concat("byte ", at, " of tensor ", b, " (", block.data_bytes,
+                      " bytes) was changed: ", inside ? "an input, padding, or another sequence's state" : "a guard");
+    }
+    guard(block, true);
+  }
+  return report;
+}
+
+void for_each_isa(const std::function<void(Isa)>& body) {
+  const Isa before = active_isa();
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    SCOPED_TRACE(std::string(name_of(isa)));
+    body(isa);
+  }
+  set_active_isa(before);
+}
+
+ThreadPool& threads(int threads) {
+  static std::map<int, std::unique_ptr<ThreadPool>> pools;
+  std::unique_ptr<ThreadPool>& pool = pools[threads];
+  if (!pool) pool = std::make_unique<ThreadPool>(threads);
+  return *pool;
+}
+
+Lab::Lab(int thread_count) : thread_count_(thread_count), arena_(std::make_unique<Arena>(int64_t{1} << 30)) {
+  const Arena::Scope scope(*arena_);
+  const Tensor all = arena_->alloc({kStained}, DType::u8);
+  std::memset(all.data, kUntouched, static_cast<size_t>(kStained));
+  base_ = static_cast<const char*>(all.data);
+  arena_->set_poison(true);
+}
+
+std::string Lab::damage(const Tensor& t) const {
+  const auto* data = static_cast<const char*>(t.data);
+  const char* end = data + t.bytes();
+  if (data < base_ || end > base_ + kStained) return "";  // not from the arena, or beyond what is known of it
+  for (const char* p = end; (p - base_) % 64 != 0; ++p) {
+    if (*p != static_cast<char>(kUntouched)) return concat("byte ", p - end, " behind an output was written");
+  }
+  return "";
+}
+
+Bits bits_of(const Tensor& t) {
+  Bits bits(static_cast<size_t>(t.rows() * t.cols()));
+  for (int64_t r = 0; r < t.rows() && t.cols() > 0; ++r) {
+    std::memcpy(bits.data() + r * t.cols(), t.row<float>(r), static_cast<size_t>(t.cols()) * 4);
+  }
+  return bits;
+}
+
+Share share_of(const Tensor& actual, const reference::Expected& expected) {
+  const reference::Matrix& value = expected.value;
+  require(actual.rows() * actual.cols() == value.rows * value.cols, "share_of: sizes must agree, got ",
+          actual.rows() * actual.cols(), " and ", value.rows * value.cols);
+  Share share;
+  for (int64_t i = 0; i < value.rows * value.cols; ++i) {
+    const double want = value[i], tolerance = expected.tolerance[i];
+    const double got = static_cast<double>(actual.row<float>(i / actual.cols())[i % actual.cols()]);
+    double part = 0;
+    if (std::isnan(want) || std::isinf(want)) {
+      const bool same = std::isnan(want) ? std::isnan(got) : got == want;
+      part = same ? 0 : std::numeric_limits<double>::infinity();
+    } else if (got != want) {
+      part = std::abs(got - want) / tolerance;
+      if (std::isnan(part)) part = std::numeric_limits<double>::infinity();
+    }
+    if (share.where.empty() || part > share.worst) {
+      share = {part, concat("element [", i / value.cols, ", ", i % value.cols, "]: got ", got, ", expected ", want,
+                            " within ", tolerance)};
+    }
+  }
+  return share;
+}
+
+void check_operation(Workbench& bench, const Operation& operation, std::map<Isa, Share>& worst) {
+  std::vector<Bits> fused;  // of the first level with fused multiply-add: the others must agree
+  for_each_isa([&](Isa isa) {
+    std::vector<Bits> single;
+    for (const int count : kThreadCounts) {
+      SCOPED_TRACE(concat(count, " threads"));
+      Lab lab(count);
+      Context ctx = lab.ctx();
+      bench.restore();
+      const std::vector<Tensor> outputs = operation.run(ctx);
+      ASSERT_EQ(bench.damage(), "");
+      ASSERT_EQ(outputs.size(), operation.expected.size());
+      std::vector<Bits> bits;
+      for (const Tensor& output : outputs) {
+        ASSERT_EQ(lab.damage(output), "");
+        bits.push_back(bits_of(output));
+      }
+      if (!single.empty()) {
+        EXPECT_TRUE(bits == single) << "the number of threads changes the result";
+        continue;
+      }
+      single = bits;
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        const Share share = share_of(outputs[i], operation.expected[i]);
+        EXPECT_LE(share.worst, 1) << "output " << i << ", " << share.where;
+        if (share.worst >= worst[isa].worst) worst[isa] = share;
+      }
+    }
+    if (isa == Isa::baseline) return;
+    if (fused.empty()) fused = single;
+    EXPECT_TRUE(single == fused) << "levels with fused multiply-add differ";
+  });
+}
+
+void report_shares(const std::string& op, const std::map<Isa, Share>& worst) {
+  for (const auto& [isa, share] : worst) {
+    const std::string level(name_of(isa));
+    std::printf("[  share   ] %s %s: %.3f (%s)\n", op.c_str(), level.c_str(), share.worst, share.where.c_str());
+    ::testing::Test::RecordProperty(op + "." + level + ".worst_share", concat(share.worst));
+    EXPECT_GE(share.worst, kSmallestShare) << op << " on " << level << ": the tolerance is too loose to test anything";
+  }
+}
+
+std::string describe(const Ragged& ragged) {
+  std::string text = "lengths";
+  for (const int64_t length : ragged.lengths) text += concat(" ", length);
+  switch (ragged.slots) {
+    case Slots::none: return text + ", no slots";
+    case Slots::permuted: return text + ", permuted slots";
+    case Slots::mixed: return text + ", some slots";
+  }
+  return text;
+}
+
+std::vector<Ragged> ragged_batches() {
+  const std::vector<std::vector<int64_t>> lengths = {{},
+                                                     {0},
+                                                     {1},
+                                                     {2},
+                                                     {3},
+                                                     {16},
+                                                     {63},
+                                                     {64},
+                                                     {65},
+                                                     {127},
+                                                     {130},
+                                                     {200},
+                                                     {1, 1, 1, 1},
+                                                     {0, 1, 0},
+                                                     {1, 2, 1, 3, 1},
+                                                     {5, 0, 1, 64, 1, 65, 0},
+                                                     {64, 64},
+                                                     {0, 128, 129, 1},
+                                                     {0, 0}};
+  std::vector<Ragged> batches;
+  for (const std::vector<int64_t>& each : lengths) {
+    for (const Slots slots : {Slots::none, Slots::permuted, Slots::mixed}) batches.push_back({each, slots});
+  }
+  return batches;
+}
+
+int64_t ragged_pool_rows(const Ragged& ragged) { return 2 * static_cast<int64_t>(ragged.lengths.size()) + 1; }
+
+reference::Sequences sequences_of(const Ragged& ragged) {
+  const int64_t rows = ragged_pool_rows(ragged);
+  reference::Sequences sequences;
+  for (const int64_t length : ragged.lengths) {
+    const int64_t s = sequences.count();
+    sequences.offsets.push_back(sequences.offsets.back() + length);
+    // From the last row down in steps of two: neighbouring sequences have distant rows, and every other row is
+    // nobody's.
+    const bool has = ragged.slots == Slots::permuted || (ragged.slots == Slots::mixed && s % 3 != 1);
+    sequences.slots.push_back(has ? rows - 2 - 2 * s : kNoSlot);
+  }
+  return sequences;
+}
+
+reference::Sequences alone(const reference::Sequences& all, int64_t s) {
+  return {{0, all.end(s) - all.begin(s)}, {all.slot(s)}};
+}
+
+}  // namespace elapid::testing

@@ -1,0 +1,182 @@
+#pragma once
+
+// One harness runs every operator: each case × each instruction-set level of this machine × 1, 2, 3 and 7 threads.
+//
+// An operator brings its float64 reference (src/elapid/ops/<op>/<op>_reference.h), a list of cases (shapes and options)
+// and a function that turns a case into an Operation: tensors from the Workbench, the call, and what the reference
+// expects. The harness owns the rest:
+//   - tensors are misaligned, stand between guard bytes, and may be columns of wider matrices; guards, padding and
+//   inputs
+//     must be unchanged afterwards, bit for bit, and so must the rows of a state pool that no sequence owns. All of
+//     these are NaN patterns, so that reading them shows, too, and AddressSanitizer sees the guards;
+//   - the arena hands out NaN, and what lies behind an output in the arena must be unchanged;
+//   - results lie within the reference's tolerance. The worst share of the tolerance that was used is printed and must
+//   not
+//     be tiny, since a formula that nothing comes near tests nothing;
+//   - results are the same bits for any number of threads, and on AVX2 and AVX-512.
+//
+// To add an operator: <op>_reference.h, <op>_test.cc with a list of cases, a line in CMakeLists.txt.
+// A mode is a function over Op; check_forward() is one. References take float64 operands in a struct of named matrices,
+// so that a mode may also call them on operands that no float32 tensor holds.
+
+#include "elapid/core/batch.h"
+#include "elapid/core/context.h"
+#include "elapid/core/error.h"
+#include "elapid/core/isa.h"
+#include "elapid/core/param.h"
+#include "elapid/ops/float64_reference.h"
+
+#include <cstdint>
+#include <functional>
+#include <gtest/gtest.h>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace elapid::testing {
+
+// What elements are drawn from, uniformly.
+struct Range {
+  double low = -1, high = 1;
+};
+inline constexpr Range kMixed{-1, 1};
+// Same-sign terms make the largest rounding errors: partial sums grow steadily.
+inline constexpr Range kPositive{0.5, 1.5};
+
+enum class Alignment { element, none };
+
+// Owns the tensors of one case, remembers what was in them, and knows what an operator may change.
+class Workbench {
+ public:
+  explicit Workbench(uint64_t seed);
+  ~Workbench();
+  Workbench(const Workbench&) = delete;
+  Workbench& operator=(const Workbench&) = delete;
+
+  // Dense, of any floating-point type; bf16 and f16 elements are rounded from the range.
+  Tensor tensor(Shape shape, Range range, DType dtype = DType::f32, Alignment alignment = Alignment::element);
+  // Columns in the middle of a wider matrix of NaN; dense when `strided` is false.
+  Tensor matrix(int64_t rows, int64_t cols, Range range, bool strided);
+  // Holds NaN until an operator writes it.
+  Tensor output(int64_t rows, int64_t cols, bool strided);
+  Tensor integers(const std::vector<int64_t>& values, DType dtype = DType::i64);
+  Tensor floats(const std::vector<float>& values);
+  Param param(const Tensor& value) { return {"weight", value, Packing::rows}; }
+  Batch batch(const reference::Sequences& sequences);
+
+  // An operator may change the elements of this view; everything else is an input.
+  void writable(const Tensor& view);
+  // Uniform in [0, 1), a new draw each time.
+  double draw();
+  double draw(Range range);
+
+  // Call after changing tensors by hand: what they hold now is what restore() brings back.
+  void snapshot();
+  void restore();
+  // What was changed although it must not be, or empty.
+  std::string damage();
+
+ private:
+  struct Block;
+  char* allocate(int64_t bytes, int64_t element, Alignment alignment);
+  void guard(Block& block, bool closed);
+
+  uint64_t seed_, draws_ = 0;
+  std::vector<std::unique_ptr<Block>> blocks_;
+};
+
+// One operator on one set of tensors.
+struct Operation {
+  std::function<std::vector<Tensor>(Context&)> run;  // outputs, and operands that were updated in place
+  std::vector<reference::Expected> expected;         // of each of them
+};
+
+template <class Case>
+struct Op {
+  std::string name;
+  std::vector<Case> cases;
+  std::function<std::string(const Case&)> describe;
+  std::function<Operation(Workbench&, const Case&)> make;
+  bool exact = false;  // copies only: there is no rounding, hence no share of a tolerance
+};
+
+// Runs `body` at every level of this machine; the level in use is restored afterwards.
+void for_each_isa(const std::function<void(Isa)>& body);
+
+// A pool of `threads` threads; made once per process.
+ThreadPool& threads(int threads);
+
+// A context with an arena of its own whose memory is NaN.
+class Lab {
+ public:
+  explicit Lab(int thread_count = 1);
+  Context ctx() { return {{}, threads(thread_count_), *arena_}; }
+  // Empty unless something was written behind `t` in the arena, up to the next allocation.
+  [[nodiscard]] std::string damage(const Tensor& t) const;
+
+ private:
+  int thread_count_;
+  std::unique_ptr<Arena> arena_;
+  const char* base_;
+};
+
+// The elements of a matrix, bit by bit.
+using Bits = std::vector<uint32_t>;
+Bits bits_of(const Tensor& t);
+
+// The largest |actual − expected| / tolerance, and where. NaN and infinities must be where they are expected; elsewhere
+// the share is infinite.
+struct Share {
+  double worst = 0;
+  std::string where;
+};
+Share share_of(const Tensor& actual, const reference::Expected& expected);
+
+inline constexpr int kThreadCounts[] = {1, 2, 3, 7};
+// A worst share below this, over all cases of an operator, says that its tolerance is too loose to test anything.
+inline constexpr double kSmallestShare = 0.05;
+
+// The part of check_forward() that does not depend on the case's type: all levels and thread counts. Adds to `worst`,
+// by level.
+void check_operation(Workbench& bench, const Operation& operation, std::map<Isa, Share>& worst);
+void report_shares(const std::string& op, const std::map<Isa, Share>& worst);
+
+template <class Case>
+void check_forward(const Op<Case>& op) {
+  std::map<Isa, Share> worst;
+  uint64_t seed = 1;
+  for (const Case& c : op.cases) {
+    const std::string name = op.name + " " + op.describe(c);
+    SCOPED_TRACE(name);
+    Workbench bench(seed++);
+    const Operation operation = op.make(bench, c);
+    bench.snapshot();
+    std::map<Isa, Share> shares;
+    check_operation(bench, operation, shares);
+    for (auto& [isa, share] : shares) {
+      if (share.worst >= worst[isa].worst) worst[isa] = {share.worst, name + ", " + share.where};
+    }
+    if (::testing::Test::HasFailure()) return;  // the first failing case says enough
+  }
+  if (!op.exact) report_shares(op.name, worst);
+}
+
+// Ragged batches for operators with a memory: lengths of sequences and whether they have state.
+enum class Slots { none, permuted, mixed };  // −1 for all, rows of a larger pool in mixed order, some of each
+struct Ragged {
+  std::vector<int64_t> lengths;
+  Slots slots = Slots::none;
+};
+std::string describe(const Ragged& ragged);
+// Every kind of batch: none, one, empty, single-token and longer sequences mixed, lengths around a chunk of 64; each
+// with all kinds of slots.
+std::vector<Ragged> ragged_batches();
+// Offsets and slots; the pool has ragged_pool_rows() rows, more than are used.
+reference::Sequences sequences_of(const Ragged& ragged);
+int64_t ragged_pool_rows(const Ragged& ragged);
+// Sequence s alone: one sequence with the same slot.
+reference::Sequences alone(const reference::Sequences& all, int64_t s);
+
+}  // namespace elapid::testing

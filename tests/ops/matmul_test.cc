@@ -1,0 +1,172 @@
+#include "elapid/ops/matmul/matmul.h"
+
+#include "elapid/ops/matmul/matmul_reference.h"
+#include "tests/ops/harness.h"
+
+#include <cstring>
+
+namespace elapid::testing {
+namespace {
+
+struct Case {
+  int64_t rows, in, out;
+  DType dtype = DType::f32;
+  Range range = kMixed;
+  bool strided = false, bias = false, add = false, in_place = false;
+  float alpha = 1;
+};
+
+// `rows` in packed order, in memory of the workbench.
+Param packed(Workbench& bench, const Tensor& rows) {
+  const Tensor memory = bench.output(1, packed_bytes(rows.shape, rows.dtype) / 4, false);
+  return {"weight", pack_weight(threads(1), rows, memory.data), Packing::tiles};
+}
+
+Operation make(Workbench& bench, const Case& c) {
+  const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided);
+  const Tensor rows = bench.tensor({c.out, c.in}, c.range, c.dtype, Alignment::none);
+  const Param weight = packed(bench, rows);
+  Epilogue epilogue;
+  epilogue.alpha = c.alpha;
+  if (c.bias) epilogue.bias = bench.param(bench.tensor({c.out}, kMixed));
+  if (c.add || c.in_place) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided);
+  if (c.in_place) {
+    epilogue.out = epilogue.add;
+  } else if (c.strided) {
+    epilogue.out = bench.output(c.rows, c.out, true);
+  }
+  if (epilogue.out) bench.writable(epilogue.out);
+  const reference::MatmulInputs in{reference::matrix_of(x), reference::matrix_of(rows),
+                                   reference::matrix_of(epilogue.bias.value), reference::matrix_of(epilogue.add),
+                                   static_cast<double>(c.alpha)};
+  return {[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; }, {reference::matmul(in)}};
+}
+
+Op<Case> op() {
+  Op<Case> op;
+  op.name = "matmul";
+  const DType dtypes[] = {DType::f32, DType::bf16, DType::f16};
+  int64_t i = 0;
+  // Every height of a register tile and its neighbours, for each weight type; the other options take turns.
+  for (const int64_t rows : {0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 24, 25, 37, 97, 193}) {
+    for (const DType dtype : dtypes) {
+      const int64_t depths[] = {64, 257, 33, 300, 512}, widths[] = {48, 130, 33, 16, 257};
+      op.cases.push_back({rows, depths[i % 5], widths[i / 2 % 5], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0,
+                          i % 4 < 2, i % 5 < 2, i % 7 == 3, i % 2 == 0 ? 1.0f : -0.75f});
+      ++i;
+    }
+  }
+  for (const int64_t in : {1, 2, 3, 15, 16, 17, 31, 32, 33, 255, 256, 257, 511, 513, 1025}) {
+    for (const DType dtype : dtypes) {
+      op.cases.push_back({1, in, 40, dtype, kPositive});
+      op.cases.push_back({14, in, 17, dtype, kMixed, true, true, true});
+    }
+  }
+  for (const int64_t out : {0, 1, 2, 15, 16, 17, 31, 33, 127, 128, 129, 300}) {
+    op.cases.push_back({1, 96, out, DType::bf16, kPositive, false, true});
+    op.cases.push_back({9, 96, out, DType::f32, kPositive, true, false, true});
+  }
+  op.cases.push_back({2, 2048, 1500, DType::bf16, kPositive});
+  op.describe = [](const Case& c) {
+    return concat(c.rows, " x ", c.in, " -> ", c.out, " ", name_of(c.dtype), c.range.low < 0 ? " mixed" : " positive",
+                  c.strided ? " strided" : "", c.bias ? " bias" : "",
+                  c.in_place ? " in place"
+                  : c.add    ? " add"
+                             : "",
+                  " alpha ", c.alpha);
+  };
+  op.make = make;
+  return op;
+}
+
+TEST(Matmul, Forward) { check_forward(op()); }
+
+TEST(Matmul, PackedOrderIsWhatTheContractSays) {
+  constexpr int64_t kOut = 19, kIn = 35;
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    Workbench bench(2);
+    const Tensor rows = bench.tensor({kOut, kIn}, kMixed, dtype, Alignment::none);
+    const Param weight = packed(bench, rows);
+    const int64_t size = size_of(dtype), depth = packed_depth(kIn);
+    EXPECT_EQ(depth, 64);
+    EXPECT_EQ(packed_bytes(rows.shape, dtype), 32 * depth * size);
+    const char zeros[4] = {};
+    for (int64_t o = 0; o < 32; ++o) {
+      for (int64_t k = 0; k < depth; ++k) {
+        const int64_t in_block = dtype == DType::bf16 ? (k / 2 * 16 + o % 16) * 2 + k % 2 : k * 16 + o % 16;
+        const char* at = static_cast<const char*>(weight.value.data) + (o / 16 * depth * 16 + in_block) * size;
+        const char* from = o < kOut && k < kIn ? static_cast<const char*>(rows.data) + (o * kIn + k) * size : zeros;
+        ASSERT_EQ(std::memcmp(at, from, static_cast<size_t>(size)), 0) << "output " << o << ", input " << k;
+      }
+    }
+  }
+}
+
+TEST(Matmul, RowIsTheSameAloneAndInAnyBatch) {
+  constexpr int64_t kRows = 40, kIn = 300, kOut = 150;
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    Workbench bench(3);
+    const Tensor x = bench.matrix(kRows, kIn, kMixed, true);
+    const Param weight = packed(bench, bench.tensor({kOut, kIn}, kMixed, dtype));
+    for_each_isa([&](Isa) {
+      Lab lab(2);
+      Context ctx = lab.ctx();
+      std::vector<Bits> rows;
+      for (int64_t r = 0; r < kRows; ++r) rows.push_back(bits_of(matmul(ctx, x.slice(r, r + 1), weight)));
+      for (int64_t first : {0, 3}) {
+        for (int64_t count = 1; first + count <= kRows; ++count) {
+          const Tensor y = matmul(ctx, x.slice(first, first + count), weight);
+          for (int64_t r = 0; r < count; ++r) {
+            ASSERT_EQ(bits_of(y.slice(r, r + 1)), rows[static_cast<size_t>(first + r)])
+                << "row " << r << " of " << count;
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST(Matmul, NanStaysInItsRow) {
+  Workbench bench(4);
+  constexpr int64_t kRows = 30, kIn = 70, kOut = 50, kBad = 13;
+  const Tensor x = bench.matrix(kRows, kIn, kMixed, true);
+  const Param weight = packed(bench, bench.tensor({kOut, kIn}, kMixed, DType::bf16));
+  for (const float bad : {__builtin_nanf(""), __builtin_inff()}) {
+    for_each_isa([&](Isa) {
+      Lab lab(3);
+      Context ctx = lab.ctx();
+      const float kept = x.row<float>(kBad)[5];
+      const Tensor clean = matmul(ctx, x, weight);
+      x.row<float>(kBad)[5] = bad;
+      const Tensor y = matmul(ctx, x, weight);
+      x.row<float>(kBad)[5] = kept;
+      for (int64_t r = 0; r < kRows; ++r) {
+        EXPECT_TRUE(r == kBad || bits_of(y.slice(r, r + 1)) == bits_of(clean.slice(r, r + 1))) << "row " << r;
+      }
+      for (int64_t o = 0; o < kOut; ++o) EXPECT_FALSE(std::isfinite(y.row<float>(kBad)[o]));
+    });
+  }
+}
+
+TEST(Matmul, OperandsThatDoNotFitAreErrors) {
+  Workbench bench(5);
+  Lab lab;
+  Context ctx = lab.ctx();
+  const Tensor rows = bench.tensor({6, 8}, kMixed);
+  const Param weight = packed(bench, rows);
+  const Tensor x = bench.matrix(3, 8, kMixed, false);
+  EXPECT_NO_THROW(matmul(ctx, x, weight));
+  EXPECT_THROW(matmul(ctx, x.columns(0, 7), weight), Error);
+  EXPECT_THROW(matmul(ctx, x, bench.param(rows)), Error) << "not packed";
+  EXPECT_THROW(matmul(ctx, x.columns(0, 0), packed(bench, bench.tensor({6, 0}, kMixed))), Error) << "no inputs";
+  Epilogue bias;
+  bias.bias = bench.param(bench.tensor({5}, kMixed));
+  EXPECT_THROW(matmul(ctx, x, weight, bias), Error);
+  Epilogue add;
+  add.add = bench.matrix(2, 6, kMixed, false);
+  EXPECT_THROW(matmul(ctx, x, weight, add), Error);
+  EXPECT_THROW(pack_weight(ctx.threads, bench.integers({1, 2}).reshape({1, 2}), rows.data), Error);
+}
+
+}  // namespace
+}  // namespace elapid::testing

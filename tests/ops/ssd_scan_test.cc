@@ -1,0 +1,276 @@
+#include "elapid/ops/ssd_scan/ssd_scan.h"
+
+#include "elapid/ops/ssd_scan/ssd_scan_reference.h"
+#include "tests/ops/harness.h"
+
+namespace elapid::testing {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+struct Case {
+  Ragged ragged;
+  int64_t heads = 2, head_dim = 16, d_state = 16, groups = 1;
+  enum { none, per_head, per_channel } D = per_head;
+  bool dt_bias = true, strided = false;
+  Range range = kMixed;                 // x, B, C and the state
+  Range dt = {-4, 2}, A = {-4, -0.05};  // time steps as softplus makes them from trained models' values
+  float dt_min = 0, dt_max = kInfinity;
+};
+
+struct Operands {
+  SsdScan in;
+  Tensor state;
+};
+
+Operands operands(Workbench& bench, const Case& c) {
+  Operands o;
+  const int64_t tokens = sequences_of(c.ragged).offsets.back(), width = c.heads * c.head_dim;
+  o.in.x = bench.matrix(tokens, width, c.range, c.strided);
+  o.in.dt = bench.matrix(tokens, c.heads, c.dt, c.strided);
+  o.in.B = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
+  o.in.C = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
+  o.in.A = bench.tensor({c.heads}, c.A);
+  if (c.D != Case::none) o.in.D = bench.tensor({c.D == Case::per_head ? c.heads : width}, kMixed);
+  if (c.dt_bias) o.in.dt_bias = bench.tensor({c.heads}, {-1, 1});
+  o.in.groups = c.groups;
+  o.in.dt_min = c.dt_min;
+  o.in.dt_max = c.dt_max;
+  if (c.ragged.slots != Slots::none) {
+    o.state = bench.tensor({ragged_pool_rows(c.ragged), c.heads, c.head_dim, c.d_state}, c.range);
+  }
+  return o;
+}
+
+reference::SsdScanInputs inputs(const Operands& o) {
+  using reference::matrix_of;
+  return {matrix_of(o.in.x),
+          matrix_of(o.in.dt),
+          matrix_of(o.in.B),
+          matrix_of(o.in.C),
+          matrix_of(o.in.A),
+          matrix_of(o.in.D),
+          matrix_of(o.in.dt_bias),
+          matrix_of(o.state),
+          o.in.groups,
+          static_cast<double>(o.in.dt_min),
+          static_cast<double>(o.in.dt_max),
+          {}};
+}
+
+std::string describe_case(const Case& c) {
+  const auto in = [](const char* name, Range r) { return concat(" ", name, " in ", r.low, " to ", r.high); };
+  return concat(describe(c.ragged), ", heads ", c.heads, " head_dim ", c.head_dim, " d_state ", c.d_state, " groups ",
+                c.groups,
+                c.D == Case::none       ? ""
+                : c.D == Case::per_head ? " D"
+                                        : " D per channel",
+                c.dt_bias ? " dt_bias" : "", c.strided ? " strided" : "", in("x", c.range), in("dt", c.dt),
+                in("A", c.A), " limits ", c.dt_min, " ", c.dt_max);
+}
+
+Operation make(Workbench& bench, const Case& c) {
+  const Operands o = operands(bench, c);
+  const reference::Sequences sequences = sequences_of(c.ragged);
+  const Batch batch = bench.batch(sequences);
+  for (const int64_t slot : sequences.slots) {
+    if (slot >= 0) bench.writable(o.state.slice(slot, slot + 1));
+  }
+  reference::SsdScanExpected want = reference::ssd_scan(inputs(o), sequences);
+  Operation operation;
+  operation.run = [=](Context& ctx) {
+    std::vector outputs{ssd_scan(ctx, o.in, batch, o.state)};
+    if (o.state) outputs.push_back(o.state);
+    return outputs;
+  };
+  operation.expected.push_back(std::move(want.y));
+  if (o.state) operation.expected.push_back(std::move(want.state));
+  return operation;
+}
+
+Op<Case> shapes() {
+  Op<Case> op{"ssd_scan", {}, describe_case, make};
+  const int64_t head_dims[] = {16, 64, 1, 17, 8, 15}, d_states[] = {16, 128, 17, 8, 33, 1, 64};
+  size_t i = 0;
+  for (const Ragged& ragged : ragged_batches()) {
+    Case c{ragged};
+    c.heads = i % 3 == 0 ? 4 : 2;
+    c.groups = i % 5 < 2 ? 2 : 1;
+    c.head_dim = head_dims[i % 6];
+    c.d_state = d_states[i % 7];
+    c.D = i % 4 == 0 ? Case::none : i % 4 == 1 ? Case::per_channel : Case::per_head;
+    c.dt_bias = i % 3 != 1;
+    c.strided = i % 2 == 0;
+    c.range = i % 8 < 5 ? kMixed : kPositive;
+    op.cases.push_back(c);
+    ++i;
+  }
+  Case model{{{130, 1, 20}, Slots::permuted}, 2, 64, 128};  // a head of the released models
+  op.cases.push_back(model);
+  model.range = kPositive;
+  op.cases.push_back(model);
+  return op;
+}
+
+// Values from the ends of what a model or a broken checkpoint may hold.
+Op<Case> extremes() {
+  Op<Case> op{"ssd_scan extremes", {}, describe_case, make};
+  const Ragged ragged{{70, 1, 3, 129}, Slots::mixed};
+  const auto add = [&](Range dt, Range A, Range range = kMixed, float dt_min = 0, float dt_max = kInfinity) {
+    Case c{ragged};
+    c.dt = dt;
+    c.A = A;
+    c.range = range;
+    c.dt_min = dt_min;
+    c.dt_max = dt_max;
+    op.cases.push_back(c);
+  };
+  add({1e4, 1e4}, {-16, -1});                              // dt huge
+  add({-1e4, -1e4}, {-16, -1});                            // dt zero: nothing decays, nothing enters
+  add({-90, -85}, {-16, -1});                              // dt subnormal
+  add({-100, 100}, {-16, -1});                             // everything between, beside each other
+  add({-4, 2}, {-double{kInfinity}, -double{kInfinity}});  // nothing is remembered
+  add({-4, 2}, {-1e30, -1e30});
+  add({-1e4, -1e4}, {-1e30, -1e30});
+  add({-4, 2}, {0, 0});  // nothing is forgotten
+  add({-4, 2}, {-1e-30, -1e-30});
+  add({18, 22}, {-1, -1e-3});  // softplus's threshold
+  add({-4, 2}, {-40, -20});    // decays that underflow within a chunk
+  add({-4, 2}, {-4, -0.05}, {-1e11, 1e11});
+  add({-4, 2}, {-4, -0.05}, {-1e-15, 1e-15});
+  add({-4, 2}, {-4, -0.05}, {0, 0});
+  add({-4, 2}, {-4, -0.05}, kMixed, 0.01f, 0.1f);
+  add({-4, 2}, {-4, -0.05}, kPositive, 0.5f, 0.5f);
+  add({-4, 2}, {-4, -0.05}, kMixed, 3, kInfinity);
+  add({-1e4, 1e4}, {-1e30, -0.05}, kMixed, 0.001f, 0.1f);
+  return op;
+}
+
+TEST(SsdScan, Forward) { check_forward(shapes()); }
+TEST(SsdScan, Extremes) { check_forward(extremes()); }
+
+// Inputs near the end of float32's range, where only x is large: results are finite and within tolerance.
+TEST(SsdScan, HugeInputs) {
+  Op<Case> op{"ssd_scan huge x", {{{{70, 1, 3}, Slots::permuted}}}, describe_case, {}};
+  op.make = [](Workbench& bench, const Case& c) {
+    Operands o = operands(bench, c);
+    for (int64_t i = 0; i < o.in.x.size(); ++i) o.in.x.ptr<float>()[i] *= 1e30f;
+    const reference::Sequences sequences = sequences_of(c.ragged);
+    const Batch batch = bench.batch(sequences);
+    bench.writable(o.state);
+    reference::SsdScanExpected want = reference::ssd_scan(inputs(o), sequences);
+    const auto run = [=](Context& ctx) { return std::vector{ssd_scan(ctx, o.in, batch, o.state), o.state}; };
+    return Operation{run, {std::move(want.y), std::move(want.state)}};
+  };
+  check_forward(op);
+}
+
+TEST(SsdScan, SequenceIsTheSameAloneAndNanStaysInIt) {
+  const Case c{{{5, 1, 70, 1, 0, 2, 130, 64}, Slots::mixed}, 2, 17, 33, 1, Case::per_head, true, true};
+  constexpr int64_t kBad = 2;
+  Workbench bench(1);
+  const Operands o = operands(bench, c);
+  const reference::Sequences sequences = sequences_of(c.ragged);
+  const Batch batch = bench.batch(sequences);
+  std::vector<Batch> ones;
+  for (int64_t s = 0; s < sequences.count(); ++s) ones.push_back(bench.batch(alone(sequences, s)));
+  const int64_t bad_row = sequences.begin(kBad) + 30;
+  for (const Tensor& broken : {o.in.x, o.in.dt, o.in.B, o.in.C}) {
+    const float kept = broken.row<float>(bad_row)[0];
+    broken.row<float>(bad_row)[0] = __builtin_nanf("");
+    bench.snapshot();
+    for_each_isa([&](Isa) {
+      Lab lab(3);
+      Context ctx = lab.ctx();
+      bench.restore();
+      const Tensor y = ssd_scan(ctx, o.in, batch, o.state);
+      const Bits state = bits_of(o.state);
+      EXPECT_TRUE(std::isnan(y.row<float>(bad_row)[0]));
+      bench.restore();
+      for (int64_t s = 0; s < sequences.count(); ++s) {
+        const int64_t begin = sequences.begin(s), end = sequences.end(s);
+        SsdScan one = o.in;
+        for (Tensor* t : {&one.x, &one.dt, &one.B, &one.C}) *t = t->slice(begin, end);
+        const Tensor part = ssd_scan(ctx, one, ones[static_cast<size_t>(s)], o.state);
+        EXPECT_EQ(bits_of(part), bits_of(y.slice(begin, end))) << "sequence " << s;
+        for (const uint32_t bits : bits_of(part)) {
+          EXPECT_FALSE(s != kBad && std::isnan(std::bit_cast<float>(bits)));
+        }
+      }
+      EXPECT_EQ(bits_of(o.state), state);
+    });
+    broken.row<float>(bad_row)[0] = kept;
+  }
+}
+
+// A sequence handed over in pieces, its state kept between calls.
+TEST(SsdScan, AnySplitIsWithinTolerance) {
+  Case c{{{200}, Slots::permuted}, 2, 17, 33};
+  std::map<Isa, Share> worst;
+  for (const Range range : {kMixed, kPositive}) {
+    c.range = range;
+    for (const int64_t piece : {1, 2, 3, 7, 64, 65, 200}) {
+      SCOPED_TRACE(concat("pieces of ", piece));
+      Workbench bench(2);
+      const Operands o = operands(bench, c);
+      const reference::Sequences whole = sequences_of(c.ragged);
+      const int64_t slot = whole.slot(0), length = whole.end(0);
+      bench.writable(o.state.slice(slot, slot + 1));
+      reference::SsdScanInputs in = inputs(o);
+      std::vector<Batch> pieces;
+      for (int64_t begin = 0; begin < length; begin += piece) {
+        in.resumed.push_back(begin);
+        pieces.push_back(bench.batch({{0, std::min(piece, length - begin)}, {slot}}));
+      }
+      const Tensor y = bench.output(length, c.heads * c.head_dim, false);
+      bench.writable(y);
+      const reference::SsdScanExpected want = reference::ssd_scan(in, whole);
+      const auto run = [&](Context& ctx) {
+        for (size_t i = 0; i < pieces.size(); ++i) {
+          const int64_t begin = static_cast<int64_t>(i) * piece, end = std::min(begin + piece, length);
+          SsdScan part = o.in;
+          for (Tensor* t : {&part.x, &part.dt, &part.B, &part.C}) *t = t->slice(begin, end);
+          const Tensor out = ssd_scan(ctx, part, pieces[i], o.state);
+          std::memcpy(y.row<float>(begin), out.data, static_cast<size_t>(out.bytes()));
+        }
+        return std::vector{y, o.state};
+      };
+      bench.snapshot();
+      check_operation(bench, {run, {want.y, want.state}}, worst);
+    }
+  }
+  report_shares("ssd_scan in pieces", worst);
+}
+
+TEST(SsdScan, OperandsThatDoNotFitAreErrors) {
+  Workbench bench(3);
+  const Operands o = operands(bench, {{{3, 2}, Slots::permuted}, 4, 4, 6, 2});
+  Lab lab;
+  Context ctx = lab.ctx();
+  const auto run = [&](const SsdScan& in, const reference::Sequences& s, const Tensor& state) {
+    return ssd_scan(ctx, in, bench.batch(s), state);
+  };
+  const reference::Sequences good{{0, 3, 5}, {0, 4}};
+  EXPECT_NO_THROW(run(o.in, good, o.state));
+  EXPECT_THROW(run(o.in, {{0, 3, 5}, {0, 5}}, o.state), Error) << "no such row";
+  EXPECT_THROW(run(o.in, {{0, 3, 6}, {0, 1}}, o.state), Error) << "a token too many";
+  EXPECT_THROW(run(o.in, good, {}), Error) << "a slot without a pool";
+  EXPECT_THROW(run(o.in, good, o.state.reshape({5, 4, 6, 4})), Error);
+  const auto broken = [&](const std::function<void(SsdScan&)>& change) {
+    SsdScan in = o.in;
+    change(in);
+    EXPECT_THROW(run(in, good, o.state), Error);
+  };
+  broken([](SsdScan& in) { in.groups = 3; });
+  broken([](SsdScan& in) { in.groups = 0; });
+  broken([](SsdScan& in) { in.x = in.x.columns(0, 15); });
+  broken([](SsdScan& in) { in.x = in.x.slice(0, 4); });
+  broken([](SsdScan& in) { in.C = in.C.columns(0, 10); });
+  broken([](SsdScan& in) { in.A = in.A.slice(0, 3); });
+  broken([](SsdScan& in) { in.D = in.D.slice(0, 3); });
+  broken([](SsdScan& in) { in.dt_bias = in.dt_bias.slice(0, 3); });
+  broken([](SsdScan& in) { in.A = {}; });
+}
+
+}  // namespace
+}  // namespace elapid::testing
