@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# From a bare machine to a verdict: installs what is missing, builds, and runs every test.
+#
+#   scripts/test.sh [--fast] [--fuzz] [--sweep] [--dev]
+#
+#   --fast    the release build's tests alone
+#   --fuzz    also each fuzz target for 60 seconds
+#   --sweep   the tests' heavy sweeps too (ELAPID_SWEEP=1)
+#   --dev     also the comparisons with Python packages from PyPI, in build/venv
+#
+# Ends with "N passed, N failed" on a line of its own: tests over all runs, a step that broke counting as one failure.
+# Output of what failed is shown; all of it stays in build/test-logs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fast=0 fuzz=0 dev=0 setup=(--test)
+for option in "$@"; do
+  case $option in
+    --fast) fast=1 ;;
+    --fuzz) fuzz=1 setup+=(--fuzz) ;;
+    --sweep) export ELAPID_SWEEP=1 ;;
+    --dev) dev=1 setup+=(--dev) ;;
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    *) echo "test.sh: options are --fast, --fuzz, --sweep and --dev, got $option" >&2 && exit 2 ;;
+  esac
+done
+
+scripts/setup.sh "${setup[@]}"
+
+jobs=$(nproc)
+logs=build/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+unset ELAPID_FORCE_ISA
+passed=0 failed=0 reasons=() launcher=()
+
+skipped() { echo "   skipped: $*"; }
+broke() {
+  failed=$((failed + $1))
+  reasons+=("$2")
+  echo "   FAILED: $2"
+}
+
+# step NAME COMMAND...: runs it with its output in a log, shown when it fails.
+step() {
+  local name=$1 log=$logs/${1//[^a-z0-9]/-}.log started=$SECONDS
+  shift
+  echo "== $name"
+  if "$@" >"$log" 2>&1 </dev/null; then
+    echo "   ok, $((SECONDS - started)) s"
+  else
+    tail -n 60 "$log"
+    broke 1 "$name ($log)"
+    return 1
+  fi
+}
+
+# run_tests NAME PRESET [ctest option...]: a ctest run, counted test by test.
+run_tests() {
+  local name=$1 preset=$2 log=$PWD/$logs/${1//[^a-z0-9]/-} started=$SECONDS status=0 report counts line
+  shift 2
+  echo "== $name"
+  "${launcher[@]}" ctest --preset "$preset" --parallel "$jobs" --timeout 900 --output-junit "$log.xml" "$@" >"$log.log" 2>&1 </dev/null || status=$?
+  mapfile -t report < <(python3 tools/junit_summary.py "$log.xml" 2>>"$log.log")
+  read -r -a counts <<<"${report[0]:-0 0 0}"
+  passed=$((passed + counts[0]))
+  echo "   ${counts[0]} passed, ${counts[1]} failed, ${counts[2]} skipped, $((SECONDS - started)) s"
+  for line in "${report[@]:2}"; do skipped "$line"; done
+  if ((status || counts[1] || ! ${#report[@]})); then
+    grep -vE '^ +Start +[0-9]+:| Passed +[0-9.]+ sec$' "$log.log" || true
+    broke $((counts[1] ? counts[1] : 1)) "$name: ${report[1]:-ctest exited with $status} ($log.log)"
+  fi
+}
+
+has_cpu_flags() {
+  local flag
+  for flag in "$@"; do grep -qwm1 "$flag" /proc/cpuinfo || return 1; done
+}
+
+if step "release build" scripts/build.sh release; then
+  run_tests "release tests" release
+fi
+
+if ! ((fast)); then
+  step "format" tools/format.sh --check || true
+
+  # The run above was at this machine's highest level; the operators' and the models' tests again at each lower one.
+  levels=(baseline)
+  ! has_cpu_flags avx2 fma f16c || levels+=(avx2)
+  ! has_cpu_flags avx2 fma f16c avx512f avx512bw avx512dq avx512vl || levels+=(avx512)
+  for level in baseline avx2 avx512; do
+    if [[ $level == "${levels[-1]}" ]]; then
+      continue
+    elif [[ " ${levels[*]} " == *" $level "* ]]; then
+      ELAPID_FORCE_ISA=$level run_tests "tests at $level" release --label-regex '^(ops|nn|model|infer)$'
+    else
+      echo "== tests at $level"
+      skipped "this machine has no $level"
+    fi
+  done
+
+  if step "address and undefined-behaviour sanitizer build" scripts/build.sh asan; then
+    run_tests "address and undefined-behaviour sanitizer tests" asan
+  fi
+
+  # Address-space randomization beyond what gcc 12's runtime expects ends its programs at start.
+  no_aslr=()
+  ! setarch -R true 2>/dev/null || no_aslr=(setarch -R)
+  if step "thread sanitizer build" "${no_aslr[@]}" scripts/build.sh tsan elapid_core_test elapid_infer_test; then
+    launcher=("${no_aslr[@]}")
+    run_tests "thread sanitizer tests" tsan --label-regex '^(core|infer)$'
+    launcher=()
+  fi
+
+  if nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null); then
+    PATH=$(dirname "$nvcc"):$PATH step "cuda build" scripts/build.sh cuda elapid_core || true
+  else
+    echo "== cuda build"
+    skipped "no nvcc"
+  fi
+fi
+
+if ((fuzz)); then
+  step "fuzz targets, 60 s each" fuzz/run.sh 60 || true
+fi
+if ((dev)); then
+  if ! [[ -d ../shared ]]; then
+    echo "== comparison with the tokenizers package"
+    skipped "no ../shared data"
+  elif step "venv with the tokenizers package" bash -c 'python3 -m venv build/venv && build/venv/bin/pip install --quiet tokenizers'; then
+    step "comparison with the tokenizers package" build/venv/bin/python tests/python/test_tokenizer.py --elapid build/release/elapid || true
+  fi
+fi
+
+echo
+for reason in "${reasons[@]}"; do echo "failed: $reason"; done
+((passed)) || failed=$((failed + 1))
+echo "$passed passed, $failed failed"
+((failed == 0))

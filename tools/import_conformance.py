@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Copies conformance cases into tests/data/conformance, without the gradients of whole models.
+
+    import_conformance.py SUITE [--only mamba2_] [--ops ssd_,conv_] [--to DIR]
+
+SUITE holds one folder a case (config.json, model.safetensors, expected.safetensors, meta.json) and ops/*.safetensors.
+A model's grad.* arrays are most of its expected.safetensors and matter to training alone; an op's are small and stay.
+"""
+
+import argparse
+import json
+import shutil
+import struct
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def copy_without(source, target, prefix):
+    """Rewrites a safetensors file without the tensors whose names start with `prefix`."""
+    data = source.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    tensors = json.loads(data[8 : 8 + length])
+    payload = data[8 + length :]
+    header, kept, position = {}, [], 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].get("data_offsets", [-1])):
+        if name == "__metadata__":
+            header[name] = entry
+            continue
+        if name.startswith(prefix):
+            continue
+        begin, end = entry["data_offsets"]
+        header[name] = {**entry, "data_offsets": [position, position + end - begin]}
+        kept.append(payload[begin:end])
+        position += end - begin
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(kept))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--only", default="mamba2_", help="cases whose folder name begins with this")
+    parser.add_argument("--ops", default="ssd_,conv_,gated_rmsnorm_,rmsnorm_,cross_entropy_", help="the same for ops/, comma-separated")
+    parser.add_argument("--to", type=Path, default=REPOSITORY / "tests/data/conformance")
+    args = parser.parse_args()
+
+    for case in sorted(args.suite.glob(args.only + "*")):
+        target = args.to / case.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "config.bare_infinity.json", "generation_config.json", "model.safetensors", "meta.json"):
+            if (case / name).exists():
+                shutil.copyfile(case / name, target / name)
+        copy_without(case / "expected.safetensors", target / "expected.safetensors", "grad.")
+
+    target = args.to / "ops"
+    target.mkdir(parents=True, exist_ok=True)
+    names = [p for prefix in args.ops.split(",") for p in sorted((args.suite / "ops").glob(prefix + "*.safetensors"))]
+    for path in names:
+        shutil.copyfile(path, target / path.name)
+    meta = json.loads((args.suite / "ops/meta.json").read_text())
+    meta["ops"] = {p.stem: meta["ops"][p.stem] for p in names}
+    (target / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
