@@ -77,7 +77,7 @@ std::atomic<uint32_t> next_cache_owner{1};
 Bpe::Bpe(const Json& json, bool spells_bytes, const std::string& what) : spells_bytes_(spells_bytes) {
   if (has_field(json, "type")) {
     const std::string type = string_field(json, "type", what);
-    require(type == "BPE", what, ": the type ", type, " is not supported, only BPE");
+    require(type == "BPE", what, ": the type ", quote(type), " is not supported, only BPE");
   }
   if (has_field(json, "dropout")) {
     const double dropout = json_number(json.at("dropout"), what + " dropout");
@@ -92,10 +92,10 @@ Bpe::Bpe(const Json& json, bool spells_bytes, const std::string& what) : spells_
   for (const auto& [token, id] : vocabulary.items()) {
     const bool plain = id.is_number_unsigned() && id.get<uint64_t>() <= static_cast<uint64_t>(limit);
     const int64_t value =
-        plain ? id.get<int64_t>() : json_integer(id, concat(what, ": the id of \"", token, "\""), 0, limit);
+        plain ? id.get<int64_t>() : json_integer(id, concat(what, ": the id of ", quote(token)), 0, limit);
     const auto index = static_cast<size_t>(value);
     if (index >= taken.size()) taken.resize(index + 1);
-    require(!taken[index], what, ": two tokens have the id ", value, ", one is \"", token, "\"");
+    require(!taken[index], what, ": two tokens have the id ", value, ", one is ", quote(token));
     taken[index] = true;
     vocabulary_.emplace(token, static_cast<TokenId>(value));
     longest_token_ = std::max(longest_token_, token.size());
@@ -140,7 +140,7 @@ void Bpe::read_merges(const Json& merges, const std::string& what) {
       if (text.starts_with("#version")) continue;
       const size_t space = text.find(' ');
       require(space != std::string::npos && text.find(' ', space + 1) == std::string::npos, what, ": merge ", rank,
-              " must be two tokens with a space between, got \"", text, "\"");
+              " must be two tokens with a space between, got ", quote(text));
       left = text.substr(0, space);
       right = text.substr(space + 1);
     } else {

@@ -252,7 +252,7 @@ void append_decoder(const Json& json, const std::string& what, std::vector<Stage
     stages.push_back(make_stage<MetaspaceDecodeStage>(character_field(json, "replacement", here),
                                                       !never && bool_field(json, "add_prefix_space", true, here)));
   } else {
-    fail(concat(what, ": the type ", type, " is not supported"));
+    fail(concat(what, ": the type ", quote(type), " is not supported"));
   }
 }
 

@@ -221,7 +221,7 @@ std::vector<StageFactory> parse_normalizer(const Json& json, const std::string& 
     return {make_stage<StripStage>(left, right)};
   }
   if (type == "ByteLevel") return {byte_level_spelling()};
-  fail(concat(what, ": the type ", type, " is not supported"));
+  fail(concat(what, ": the type ", quote(type), " is not supported"));
 }
 
 }  // namespace elapid

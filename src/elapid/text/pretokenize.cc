@@ -22,7 +22,7 @@ Behavior parse_behavior(const Json& json, const std::string& what) {
   if (name == "MergedWithPrevious") return Behavior::merged_with_previous;
   if (name == "MergedWithNext") return Behavior::merged_with_next;
   if (name == "Contiguous") return Behavior::contiguous;
-  fail(concat(what, ": the behavior ", name, " is not supported"));
+  fail(concat(what, ": the behavior ", quote(name), " is not supported"));
 }
 
 // Whether two neighbouring events belong to one word.
@@ -277,7 +277,7 @@ void append_pre_tokenizer(const Json& json, const std::string& what, PreTokenize
   } else if (type == "Metaspace") {
     append_metaspace(json, here, to.stages);
   } else {
-    fail(concat(what, ": the type ", type, " is not supported"));
+    fail(concat(what, ": the type ", quote(type), " is not supported"));
   }
 }
 

@@ -60,7 +60,7 @@ Tokenizer::Impl::Impl(const Json& json, const std::string& name) : what(name) {
   require(json.is_object(), what, ": a tokenizer file must be an object, got ", json.type_name());
   if (has_field(json, "version")) {
     const std::string version = string_field(json, "version", what);
-    require(version == "1.0", what, ": the version must be 1.0, got ", version);
+    require(version == "1.0", what, ": the version must be 1.0, got ", quote(version));
   }
   const Json none;
   const auto part = [&](const char* key) -> const Json& { return json.contains(key) ? json.at(key) : none; };
@@ -143,7 +143,7 @@ void Tokenizer::Impl::read_post_processor(const Json& json, const std::string& w
     read_template(json, here);
   } else {
     // ByteLevel only moves offsets, which are not computed here.
-    require(type == "ByteLevel", where, ": the type ", type, " is not supported");
+    require(type == "ByteLevel", where, ": the type ", quote(type), " is not supported");
   }
 }
 
@@ -152,7 +152,7 @@ void Tokenizer::Impl::read_template(const Json& json, const std::string& where) 
   for (const Json& piece : array_field(json, "single", where)) {
     if (has_field(piece, "Sequence")) {
       const std::string id = string_field(piece.at("Sequence"), "id", where);
-      require(id == "A" && ++texts == 1, where, ": \"single\" must have the sequence A once and no other, got ", id);
+      require(id == "A" && ++texts == 1, where, ": \"single\" must have the sequence A once and no other, got ", quote(id));
       continue;
     }
     const std::string id = string_field(object_field(piece, "SpecialToken", where), "id", where);
@@ -176,7 +176,7 @@ void Tokenizer::Impl::configure(const Json& config, const std::string& where) {
     const std::string token =
         value.is_object() ? string_field(value, "content", where) : string_field(config, key, where);
     const auto found = ids.find(token);
-    require(found != ids.end(), where, ": the ", key, " \"", token, "\" is not in the vocabulary");
+    require(found != ids.end(), where, ": the ", key, " ", quote(token), " is not in the vocabulary");
     return {found->second};
   };
   prefix = named("add_bos_token", "bos_token");
