@@ -1,10 +1,9 @@
 #include "elapid/model/config.h"
 
-#include <cmath>
-
-#include <gtest/gtest.h>
-
 #include "tests/model/fixtures.h"
+
+#include <cmath>
+#include <gtest/gtest.h>
 
 namespace elapid::testing {
 namespace {
@@ -74,16 +73,35 @@ TEST(Config, UnknownKeysAreReportedAndMathematicsRefused) {
 }
 
 TEST(Config, BadValuesAreErrorsThatNameTheKey) {
-  const Json bad[] = {
-      {{"vocab_size", 0}},        {{"vocab_size", -1}},          {{"vocab_size", 1e18}},     {{"vocab_size", "many"}},
-      {{"hidden_size", 383}},     {{"hidden_size", 1.5}},        {{"num_heads", 0}},         {{"n_groups", 5}},
-      {{"n_groups", 0}},          {{"state_size", -128}},        {{"conv_kernel", 0}},       {{"conv_kernel", 1000}},
-      {{"expand", 3}},            {{"num_hidden_layers", 0}},    {{"num_hidden_layers", 1e9}}, {{"hidden_act", "gelu"}},
-      {{"rms_norm", false}},      {{"use_bias", "no"}},          {{"layer_norm_epsilon", -1}}, {{"layer_norm_epsilon", "x"}},
-      {{"time_step_limit", 3}},   {{"time_step_limit", {0.0}}},  {{"time_step_limit", {1.0, 0.5}}},
-      {{"torch_dtype", "int3"}},  {{"eos_token_id", "end"}},     {{"tie_word_embeddings", 1}},
-      {{"layer_norm_epsilon", {{"__float__", "NaN"}}}},          {{"time_step_limit", {{{"__float__", "NaN"}}, 1.0}}},
-      {{"time_step_limit", {{{"__float__", "-Infinity"}}, 1.0}}}};
+  const Json bad[] = {{{"vocab_size", 0}},
+                      {{"vocab_size", -1}},
+                      {{"vocab_size", 1e18}},
+                      {{"vocab_size", "many"}},
+                      {{"hidden_size", 383}},
+                      {{"hidden_size", 1.5}},
+                      {{"num_heads", 0}},
+                      {{"n_groups", 5}},
+                      {{"n_groups", 0}},
+                      {{"state_size", -128}},
+                      {{"conv_kernel", 0}},
+                      {{"conv_kernel", 1000}},
+                      {{"expand", 3}},
+                      {{"num_hidden_layers", 0}},
+                      {{"num_hidden_layers", 1e9}},
+                      {{"hidden_act", "gelu"}},
+                      {{"rms_norm", false}},
+                      {{"use_bias", "no"}},
+                      {{"layer_norm_epsilon", -1}},
+                      {{"layer_norm_epsilon", "x"}},
+                      {{"time_step_limit", 3}},
+                      {{"time_step_limit", {0.0}}},
+                      {{"time_step_limit", {1.0, 0.5}}},
+                      {{"torch_dtype", "int3"}},
+                      {{"eos_token_id", "end"}},
+                      {{"tie_word_embeddings", 1}},
+                      {{"layer_norm_epsilon", {{"__float__", "NaN"}}}},
+                      {{"time_step_limit", {{{"__float__", "NaN"}}, 1.0}}},
+                      {{"time_step_limit", {{{"__float__", "-Infinity"}}, 1.0}}}};
   for (const Json& change : bad) {
     Json json = storyteller();
     json.update(change);

@@ -1,14 +1,13 @@
 // Tiny random checkpoints with the logits, hidden states and states that transformers computed for them (float64 runs).
 
+#include "elapid/core/isa.h"
+#include "tests/model/fixtures.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
-
 #include <gtest/gtest.h>
-
-#include "elapid/core/isa.h"
-#include "tests/model/fixtures.h"
+#include <map>
 
 namespace elapid::testing {
 namespace {

@@ -2,18 +2,17 @@
 
 // Checkpoints and a minimal runner for tests of whole models.
 
-#include <filesystem>
-#include <fstream>
-#include <string>
-#include <vector>
-
-#include <unistd.h>
-
 #include "elapid/core/error.h"
 #include "elapid/io/json.h"
 #include "elapid/model/load.h"
 #include "elapid/model/model.h"
 #include "elapid/state/pool.h"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <unistd.h>
+#include <vector>
 
 namespace elapid::testing {
 

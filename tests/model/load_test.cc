@@ -1,12 +1,11 @@
 #include "elapid/model/load.h"
 
-#include <cmath>
-#include <cstring>
-
-#include <gtest/gtest.h>
-
 #include "elapid/model/families/family.h"
 #include "tests/model/fixtures.h"
+
+#include <cmath>
+#include <cstring>
+#include <gtest/gtest.h>
 
 namespace elapid::testing {
 namespace {
@@ -15,8 +14,7 @@ namespace {
 class Checkpoint {
  public:
   explicit Checkpoint(const std::string& name)
-      : config(read_json(case_folder(name) / "config.json")),
-        source_(Safetensors::open_folder(case_folder(name))) {
+      : config(read_json(case_folder(name) / "config.json")), source_(Safetensors::open_folder(case_folder(name))) {
     for (const auto& [tensor_name, entry] : source_.entries()) tensors.push_back({tensor_name, entry.tensor});
   }
 
@@ -77,8 +75,7 @@ TEST_F(LoadTest, MissingUnknownAndMisshapenTensorsAreNamed) {
 
   Checkpoint misshapen("mamba2_default");
   misshapen.at(kInProj) = misshapen.make(DType::f32, {164, 31});
-  EXPECT_EQ(load_error(misshapen),
-            "load model: " + kInProj + " must be [164, 32] as config.json says, got [164, 31]");
+  EXPECT_EQ(load_error(misshapen), "load model: " + kInProj + " must be [164, 32] as config.json says, got [164, 31]");
 
   Checkpoint integers("mamba2_default");
   integers.at(kInProj) = integers.make(DType::i32, {164, 32});
@@ -86,7 +83,8 @@ TEST_F(LoadTest, MissingUnknownAndMisshapenTensorsAreNamed) {
 }
 
 TEST_F(LoadTest, FolderErrorsNameWhatIsThere) {
-  EXPECT_NE(error_of([&] { load_model(folder_.path() / "none", threads_); }).find("must be a folder"), std::string::npos);
+  EXPECT_NE(error_of([&] { load_model(folder_.path() / "none", threads_); }).find("must be a folder"),
+            std::string::npos);
   EXPECT_NE(error_of([&] { load_model(folder_.path(), threads_); }).find("config.json"), std::string::npos);
   write_text(folder_.path() / "config.json", Checkpoint("mamba2_default").config.dump());
   EXPECT_NE(error_of([&] { load_model(folder_.path(), threads_); }).find("model.safetensors"), std::string::npos);

@@ -1,14 +1,13 @@
 // What must hold of any model, whatever its weights: here on the trained one.
 
+#include "elapid/core/isa.h"
+#include "tests/model/fixtures.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <random>
-
 #include <gtest/gtest.h>
-
-#include "elapid/core/isa.h"
-#include "tests/model/fixtures.h"
+#include <random>
 
 namespace elapid::testing {
 namespace {
@@ -107,7 +106,9 @@ TEST_F(Properties, ForksContinueIndependently) {
 
 TEST_F(Properties, TokensOutsideTheVocabularyAreErrors) {
   for (const TokenId id : {-1, 4096, 2147483647}) {
-    EXPECT_EQ(error_of([&] { run(*model_, ctx_, {{{1, id}}}); }),
+    EXPECT_EQ(error_of([&] {
+                run(*model_, ctx_, {{{1, id}}});
+              }),
               concat("embedding: token ids must be 0 to 4095, got ", id, " at position 1"));
   }
 }

@@ -1,14 +1,13 @@
 #include "elapid/state/state.h"
 
-#include <cstring>
-#include <fstream>
-
-#include <gtest/gtest.h>
-#include <unistd.h>
-
 #include "elapid/core/error.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/state/pool.h"
+
+#include <cstring>
+#include <fstream>
+#include <gtest/gtest.h>
+#include <unistd.h>
 
 namespace elapid {
 namespace {
@@ -128,8 +127,9 @@ TEST_F(StateTest, AnotherModelsStateIsRefused) {
   // A fingerprint can be forged; shapes are checked all the same.
   StatePool wider(make_spec("aaaa", 3), 1);
   const Slot wide = wider.acquire();
-  EXPECT_NE(error_of([&] { wider.load(wide, State::read(file("a.state"))); }).find("entries must be those of this model"),
-            std::string::npos);
+  EXPECT_NE(
+      error_of([&] { wider.load(wide, State::read(file("a.state"))); }).find("entries must be those of this model"),
+      std::string::npos);
   EXPECT_NE(error_of([&] { other.load(slot, state); }).find("the pool it came from"), std::string::npos);
 }
 

@@ -13,7 +13,7 @@
 namespace elapid::cli {
 namespace {
 
-constexpr size_t kPiece = size_t{8} << 10;  // small enough for progress to be seen
+constexpr size_t kPiece = size_t{64} << 10;
 constexpr std::string_view kSeparators = " \t\r\n,";
 
 }  // namespace

@@ -5,12 +5,16 @@
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <optional>
+#include <span>
 
 namespace elapid::cli {
 namespace {
+
+constexpr size_t kFed = 512;  // ids between two looks at the progress
 
 struct Options {
   ModelOptions model;
@@ -35,16 +39,23 @@ Result score(const Options& o, TextReader& reader, std::string_view piece, const
   Progress progress("score", reader.size());
   const Stopwatch clock;
   std::vector<TokenId> ids;
-  int64_t encoded = 0;
+  int64_t encoded = 0, bytes_scored = 0;
   const auto feed = [&] {
-    scorer.push(ids);
+    // The encoder hands out ids in bursts: they advance from what was scored before to what has been read.
+    const std::span<const TokenId> burst(ids);
+    for (size_t at = 0; at < burst.size(); at += kFed) {
+      scorer.push(burst.subspan(at, std::min(kFed, burst.size() - at)));
+      const double share = static_cast<double>(at) / static_cast<double>(burst.size());
+      progress.update(bytes_scored +
+                      static_cast<int64_t>(share * static_cast<double>(reader.position() - bytes_scored)));
+    }
+    if (!ids.empty()) bytes_scored = reader.position();
     encoded += static_cast<int64_t>(ids.size());
     ids.clear();
   };
   for (; !piece.empty(); piece = reader.next()) {
     encoder.push(piece, ids);
     feed();
-    progress.update(reader.position());
   }
   encoder.finish(ids);
   feed();

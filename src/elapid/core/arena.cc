@@ -1,11 +1,10 @@
 #include "elapid/core/arena.h"
 
+#include "elapid/core/error.h"
+
 #include <algorithm>
 #include <cstring>
-
 #include <sys/mman.h>
-
-#include "elapid/core/error.h"
 
 namespace elapid {
 namespace {
@@ -21,7 +20,8 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 Arena::Arena(int64_t capacity) {
   // An address-space limit (ulimit -v) may refuse a large reservation although little of it would ever be used.
   for (int64_t reserve = round_up(capacity, kCommitStep);; reserve /= 2) {
-    void* p = mmap(nullptr, static_cast<size_t>(reserve), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, static_cast<size_t>(reserve), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p != MAP_FAILED) {
       base_ = static_cast<char*>(p);
       capacity_ = reserve;
@@ -51,8 +51,8 @@ Tensor Arena::alloc(Shape shape, DType dtype) {
     require(shape[i] >= 0 && !__builtin_mul_overflow(bytes, shape[i], &bytes),
             "arena: a tensor's size must fit into 64 bits, got dimension ", shape[i]);
   }
-  require(bytes <= capacity_ - used_ - kAlignment, "arena: must stay within its ", capacity_,
-          " bytes, got a need of ", used_, " + ", bytes);
+  require(bytes <= capacity_ - used_ - kAlignment, "arena: must stay within its ", capacity_, " bytes, got a need of ",
+          used_, " + ", bytes);
   // Never an empty range: a tensor without elements is still present.
   const int64_t end = used_ + std::max(round_up(bytes, kAlignment), kAlignment);
   if (end > committed_) commit(end);

@@ -4,9 +4,9 @@
 // on first use, so tensors never move, growing costs nothing but page faults, and a repeated step finds the same
 // addresses (which graph capture needs). Not thread-safe: one arena per Context.
 
-#include <cstdint>
-
 #include "elapid/core/tensor.h"
+
+#include <cstdint>
 
 namespace elapid {
 

@@ -2,9 +2,9 @@
 
 // Batch: sequences end to end ("ragged"), as plain host tensors. There is no padding and no mask anywhere below it.
 
-#include <cstdint>
-
 #include "elapid/core/tensor.h"
+
+#include <cstdint>
 
 namespace elapid {
 

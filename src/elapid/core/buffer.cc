@@ -1,10 +1,9 @@
 #include "elapid/core/buffer.h"
 
-#include <utility>
+#include "elapid/core/error.h"
 
 #include <sys/mman.h>
-
-#include "elapid/core/error.h"
+#include <utility>
 
 namespace elapid {
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Where tensors live and kernels run. kWithCuda tells whether this build has the CUDA half at all; code that needs it is
-// guarded by `if constexpr`, so a CPU build neither references nor stubs it.
+// Where tensors live and kernels run. kWithCuda tells whether this build has the CUDA half at all; code that needs it
+// is guarded by `if constexpr`, so a CPU build neither references nor stubs it.
 
 #include <cstdint>
 #include <string>

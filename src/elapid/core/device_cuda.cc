@@ -1,9 +1,9 @@
 // The CUDA half of device.h; part of builds with ELAPID_CUDA only.
 
-#include <cuda_runtime.h>
-
 #include "elapid/core/device.h"
 #include "elapid/core/error.h"
+
+#include <cuda_runtime.h>
 
 namespace elapid {
 namespace {
@@ -24,8 +24,8 @@ std::vector<CudaDevice> cuda_devices() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, i), "cudaGetDeviceProperties");
-    devices.push_back({i, properties.name, properties.major, properties.minor,
-                       static_cast<int64_t>(properties.totalGlobalMem)});
+    devices.push_back(
+        {i, properties.name, properties.major, properties.minor, static_cast<int64_t>(properties.totalGlobalMem)});
   }
   return devices;
 }

@@ -2,11 +2,11 @@
 
 // Element types of tensors and files. bf16 and f16 are storage types: arithmetic happens in float.
 
+#include "elapid/core/inline.h"
+
 #include <bit>
 #include <cstdint>
 #include <string_view>
-
-#include "elapid/core/inline.h"
 
 namespace elapid {
 

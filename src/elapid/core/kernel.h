@@ -26,9 +26,9 @@ struct Cuda {
   void* stream;
 };
 
-#define ELAPID_KERNEL(Args)         \
-  void run(Baseline, const Args&);  \
-  void run(Avx2, const Args&);      \
+#define ELAPID_KERNEL(Args)        \
+  void run(Baseline, const Args&); \
+  void run(Avx2, const Args&);     \
   void run(Avx512, const Args&);
 #define ELAPID_CUDA_KERNEL(Args) void run(Cuda, const Args&);
 
@@ -51,7 +51,8 @@ void dispatch(const Context& ctx, const Args& args) {
 template <class Args>
 void launch(const Context& ctx, const Args& args) {
   require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
-  if (!tracing()) [[likely]] return dispatch(ctx, args);
+  if (!tracing()) [[likely]]
+    return dispatch(ctx, args);
   const auto start = std::chrono::steady_clock::now();
   dispatch(ctx, args);
   trace_launch(typeid(Args), std::chrono::steady_clock::now() - start);

@@ -2,9 +2,9 @@
 
 // Param: a named weight. `value` views memory that the Model owns (a mapped checkpoint or a packed buffer).
 
-#include <string>
-
 #include "elapid/core/tensor.h"
+
+#include <string>
 
 namespace elapid {
 

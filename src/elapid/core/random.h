@@ -3,10 +3,10 @@
 // Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the
 // n-th draw of a stream needs no state, so a result depends on (seed, counter) alone, on any backend and thread count.
 
+#include "elapid/core/inline.h"
+
 #include <array>
 #include <cstdint>
-
-#include "elapid/core/inline.h"
 
 namespace elapid {
 

@@ -3,11 +3,11 @@
 // Tensor: a trivially copyable view of memory that somebody else owns (Buffer, Arena, mapped file). Copying it copies
 // no data. At most four dimensions; the last one is contiguous; strides are in elements.
 
-#include <cassert>
-#include <cstdint>
-
 #include "elapid/core/dtype.h"
 #include "elapid/core/inline.h"
+
+#include <cassert>
+#include <cstdint>
 
 namespace elapid {
 

@@ -1,19 +1,18 @@
 #include "elapid/core/thread_pool.h"
 
+#include "elapid/core/error.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
-#include <string>
-#include <thread>
-#include <vector>
-
 #include <linux/futex.h>
 #include <sched.h>
+#include <string>
 #include <sys/syscall.h>
+#include <thread>
 #include <time.h>
 #include <unistd.h>
-
-#include "elapid/core/error.h"
+#include <vector>
 
 namespace elapid {
 namespace {
@@ -63,10 +62,10 @@ double cgroup_cores() {
 
 }  // namespace
 
-// One job at a time. `ticket` holds {epoch: 32 bits, next chunk: 32 bits}; a thread takes a chunk by advancing it with a
-// compare-and-swap, which fails when the job has changed meanwhile. So a worker that wakes late reads fields of whatever
-// job is current, and can never run a chunk twice or with another job's context. Chunk counts are capped at 2^31; larger
-// jobs run several chunks per ticket.
+// One job at a time. `ticket` holds {epoch: 32 bits, next chunk: 32 bits}; a thread takes a chunk by advancing it with
+// a compare-and-swap, which fails when the job has changed meanwhile. So a worker that wakes late reads fields of
+// whatever job is current, and can never run a chunk twice or with another job's context. Chunk counts are capped at
+// 2^31; larger jobs run several chunks per ticket.
 struct ThreadPool::Shared {
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<Run> run{nullptr};
@@ -74,8 +73,8 @@ struct ThreadPool::Shared {
   std::atomic<int64_t> chunks{0};
   std::atomic<int64_t> per_ticket{1};
   std::atomic<uint32_t> tickets{0};
-  alignas(64) std::atomic<uint32_t> finished{0};       // tickets of the current job that are done
-  alignas(64) std::atomic<uint32_t> epoch_signal{0};   // what sleeping workers wait on
+  alignas(64) std::atomic<uint32_t> finished{0};      // tickets of the current job that are done
+  alignas(64) std::atomic<uint32_t> epoch_signal{0};  // what sleeping workers wait on
   std::atomic<uint32_t> sleepers{0};
   alignas(64) std::atomic<uint32_t> caller_sleeps{0};
   std::atomic<bool> stop{false};

@@ -1,15 +1,16 @@
 #pragma once
 
 // A fixed set of threads that share one machine with other programs. Work is cut into chunks that threads take as they
-// come, and a job is finished when its chunks are: a worker that the kernel has descheduled between chunks delays nobody
-// (barriers over all threads collapse beside one busy foreign process). Idle workers spin for a bounded time, then sleep.
-// No allocation per call. Which thread runs a chunk is not defined; kernels must not let results depend on it.
+// come, and a job is finished when its chunks are: a worker that the kernel has descheduled between chunks delays
+// nobody (barriers over all threads collapse beside one busy foreign process). Idle workers spin for a bounded time,
+// then sleep. No allocation per call. Which thread runs a chunk is not defined; kernels must not let results depend on
+// it.
+
+#include "elapid/core/inline.h"
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
-
-#include "elapid/core/inline.h"
 
 namespace elapid {
 
@@ -23,8 +24,8 @@ class ThreadPool {
 
   [[nodiscard]] int size() const { return size_; }
 
-  // Runs run(context, i, worker) for every i in [0, chunks) and returns when all are done. `worker` in [0, size()) names
-  // the thread (0 is the caller, who works too), to index scratch memory. Not reentrant: one caller at a time, no
+  // Runs run(context, i, worker) for every i in [0, chunks) and returns when all are done. `worker` in [0, size())
+  // names the thread (0 is the caller, who works too), to index scratch memory. Not reentrant: one caller at a time, no
   // nesting. `run` must not throw.
   using Run = void (*)(void* context, int64_t chunk, int worker);
   void for_each(int64_t chunks, void* context, Run run);
@@ -37,7 +38,8 @@ class ThreadPool {
   int size_;
 };
 
-// body(begin, end, worker) over [0, n) in pieces of `grain`. Small jobs (one piece) run on the caller without waking anybody.
+// body(begin, end, worker) over [0, n) in pieces of `grain`. Small jobs (one piece) run on the caller without waking
+// anybody.
 template <class Body>
 ELAPID_INLINE void parallel_for(ThreadPool& pool, int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;

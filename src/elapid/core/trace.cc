@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <cxxabi.h>
 #include <iomanip>
 #include <map>
 #include <memory>
@@ -10,8 +11,6 @@
 #include <sstream>
 #include <typeindex>
 #include <vector>
-
-#include <cxxabi.h>
 
 namespace elapid {
 namespace {

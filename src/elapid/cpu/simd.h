@@ -2,18 +2,17 @@
 
 // F32: sixteen floats, at every instruction-set level. The level only decides how many registers hold them (one of
 // AVX-512, two of AVX2, four of SSE2), so a kernel is written once, tails and reductions are the same everywhere, and
-// AVX2 and AVX-512, which both have fused multiply-add, give the same bits. Only *_cpu.cc files include this header; all
-// of it has internal linkage, because every level compiles its own copy.
-
-#include <cstdint>
-#include <cstring>
-#include <utility>
-
-#include <immintrin.h>
+// AVX2 and AVX-512, which both have fused multiply-add, give the same bits. Only *_cpu.cc files include this header;
+// all of it has internal linkage, because every level compiles its own copy.
 
 #include "elapid/core/dtype.h"
 #include "elapid/core/inline.h"
 #include "elapid/core/kernel.h"
+
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+#include <utility>
 
 namespace elapid {
 
@@ -311,8 +310,8 @@ ELAPID_INLINE F32 log1p(const F32& e) {
   return log(u) + (e - (u - broadcast(1.0f))) / u;
 }
 
-// Sixteen weights for each of two neighbouring inputs k and k+1, from the packed order of ops/matmul (see pack_weight()):
-// bf16 comes in pairs (k, k+1), the order of AMX tiles; f32 and f16 come row by row.
+// Sixteen weights for each of two neighbouring inputs k and k+1, from the packed order of ops/matmul (see
+// pack_weight()): bf16 comes in pairs (k, k+1), the order of AMX tiles; f32 and f16 come row by row.
 ELAPID_INLINE void load_pair(const float* p, F32& even, F32& odd) {
   even = load(p);
   odd = load(p + kLanes);

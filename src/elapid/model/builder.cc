@@ -1,11 +1,11 @@
 #include "elapid/model/builder.h"
 
+#include "elapid/core/error.h"
+#include "elapid/ops/matmul/matmul.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#include "elapid/core/error.h"
-#include "elapid/ops/matmul/matmul.h"
 
 namespace elapid {
 namespace {

@@ -2,23 +2,24 @@
 
 // ModelBuilder: puts weights, wherever they come from, into the memory form that each parameter's role asks for.
 
+#include "elapid/model/model.h"
+
 #include <functional>
 #include <memory>
 #include <string>
-
-#include "elapid/model/model.h"
 
 namespace elapid {
 
 class ModelBuilder {
  public:
-  // One parameter in the checkpoint's form; `file` keeps it alive and is null for memory that lasts only until the next one.
+  // One parameter in the checkpoint's form; `file` keeps it alive and is null for memory that lasts only until the next
+  // one.
   struct Source {
     Tensor tensor;
     std::shared_ptr<const MappedFile> file;
   };
-  // Called twice for every parameter: first with values = false, when only dtype, shape and file are looked at (memory is
-  // sized before it is filled), then with true, right before they are copied.
+  // Called twice for every parameter: first with values = false, when only dtype, shape and file are looked at (memory
+  // is sized before it is filled), then with true, right before they are copied.
   using Find = std::function<Source(const ParameterInfo&, bool values)>;
 
   ModelBuilder(ModelConfig config, ThreadPool& threads);

@@ -2,13 +2,13 @@
 
 // ModelConfig: a model as data. Families map a checkpoint's config.json to it.
 
+#include "elapid/core/dtype.h"
+#include "elapid/nn/block.h"
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include "elapid/core/dtype.h"
-#include "elapid/nn/block.h"
 
 namespace elapid {
 
@@ -21,10 +21,10 @@ struct ModelConfig {
   std::vector<BlockConfig> blocks;
 
   // Not mathematics, but what comes with it.
-  std::vector<int64_t> eos_ids;             // config.json's eos_token_id
-  std::optional<DType> torch_dtype;         // what random weights are made of
-  std::vector<std::string> unknown_keys;    // of config.json: neither mapped nor known to be harmless
-  std::vector<std::string> notes;           // what a person should know about how the checkpoint was read
+  std::vector<int64_t> eos_ids;           // config.json's eos_token_id
+  std::optional<DType> torch_dtype;       // what random weights are made of
+  std::vector<std::string> unknown_keys;  // of config.json: neither mapped nor known to be harmless
+  std::vector<std::string> notes;         // what a person should know about how the checkpoint was read
 };
 
 // config.json as text → ModelConfig; `what` names it in errors. Fuzzed.

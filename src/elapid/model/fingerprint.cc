@@ -1,11 +1,11 @@
 #include "elapid/model/fingerprint.h"
 
+#include "elapid/core/error.h"
+
 #include <bit>
 #include <cstring>
 #include <iomanip>
 #include <sstream>
-
-#include "elapid/core/error.h"
 
 namespace elapid {
 namespace {
@@ -34,7 +34,8 @@ class Hash {
   void add(const std::string& text) { add(text.data(), text.size()); }
 
   [[nodiscard]] std::string hex() const {
-    const uint64_t high = finish(lanes_[0] ^ std::rotl(lanes_[1], 17)), low = finish(lanes_[2] ^ std::rotl(lanes_[3], 29));
+    const uint64_t high = finish(lanes_[0] ^ std::rotl(lanes_[1], 17)),
+                   low = finish(lanes_[2] ^ std::rotl(lanes_[3], 29));
     std::ostringstream out;
     out << std::hex << std::setfill('0') << std::setw(16) << finish(high + 3 * low) << std::setw(16)
         << finish(low + 5 * high);
@@ -57,8 +58,8 @@ class Hash {
 // Everything of the configuration that shapes a state or its continuation.
 std::string described(const ModelConfig& c) {
   std::ostringstream out;
-  out << std::hexfloat << c.family << ' ' << c.vocab << ' ' << c.d_model << ' ' << c.norm_eps << ' ' << c.tied_head << ' '
-      << c.embedding_scale << ' ' << c.logit_scale << '\n';
+  out << std::hexfloat << c.family << ' ' << c.vocab << ' ' << c.d_model << ' ' << c.norm_eps << ' ' << c.tied_head
+      << ' ' << c.embedding_scale << ' ' << c.logit_scale << '\n';
   const auto describe = [&](const Mamba2Config& m) {
     out << "mamba2 " << m.d_state << ' ' << m.heads << ' ' << m.head_dim << ' ' << m.groups << ' ' << m.d_conv << ' '
         << m.proj_bias << ' ' << m.conv_bias << ' ' << m.dt_min << ' ' << m.dt_max << ' ' << m.norm_eps << ' '
@@ -81,7 +82,8 @@ std::string fingerprint_of(const ModelConfig& config, const Safetensors& weights
     hash.add(std::string(name_of(entry.tensor.dtype)));
     hash.add(entry.tensor.data, static_cast<size_t>(entry.tensor.bytes()));
     if (entry.file) {
-      entry.file->drop_pages({static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes())});
+      entry.file->drop_pages(
+          {static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes())});
     }
   }
   return hash.hex();

@@ -3,10 +3,10 @@
 // What a state file remembers of its model: a 128-bit hash of the configuration's mathematics and of every weight.
 // Guards against mistakes, not against forgery.
 
-#include <string>
-
 #include "elapid/io/safetensors.h"
 #include "elapid/model/config.h"
+
+#include <string>
 
 namespace elapid {
 

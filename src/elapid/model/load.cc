@@ -1,14 +1,14 @@
 #include "elapid/model/load.h"
 
-#include <cstring>
-#include <map>
-#include <set>
-
 #include "elapid/core/error.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
+
+#include <cstring>
+#include <map>
+#include <set>
 
 namespace elapid {
 namespace {
@@ -23,13 +23,13 @@ std::string shown(const Shape& shape) {
 }
 
 bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype == b.dtype && a.shape == b.shape &&
-         std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
+  return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
 }
 
 // A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
 // counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Safetensors& weights, const std::map<std::string, std::string>& names) {
+void untie_if_different(ModelConfig& config, const Safetensors& weights,
+                        const std::map<std::string, std::string>& names) {
   const std::string &head = names.at(std::string(kHead)), &embedding = names.at(std::string(kEmbedding));
   if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
   if (same_bytes(weights.at(head), weights.at(embedding))) return;
@@ -64,8 +64,8 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
     require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", name,
             ", got none of that name");
     const Tensor& tensor = found->second.tensor;
-    require(tensor.shape == info.shape, "load model: ", name, " must be ", shown(info.shape), " as config.json says, got ",
-            shown(tensor.shape));
+    require(tensor.shape == info.shape, "load model: ", name, " must be ", shown(info.shape),
+            " as config.json says, got ", shown(tensor.shape));
     used.insert(name);
     info.param->name = name;
     return ModelBuilder::Source{tensor, found->second.file};

@@ -2,10 +2,10 @@
 
 // Checkpoint → Model.
 
+#include "elapid/model/model.h"
+
 #include <filesystem>
 #include <memory>
-
-#include "elapid/model/model.h"
 
 namespace elapid {
 

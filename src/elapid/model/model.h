@@ -3,14 +3,14 @@
 // Model: embedding, blocks, final norm and head, with the memory of its weights. Immutable after loading; any number of
 // threads and engines may run it at once, each with its own Context and StatePool.
 
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "elapid/core/buffer.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/model/config.h"
 #include "elapid/nn/block.h"
+
+#include <memory>
+#include <string>
+#include <vector>
 
 namespace elapid {
 
@@ -34,10 +34,10 @@ class Model {
 
   // Facts about the weights in memory.
   struct Weights {
-    int64_t parameters = 0;        // elements
-    int64_t bytes = 0;             // as stored in the checkpoint
-    int64_t bytes_per_token = 0;   // read to decode one token of one sequence
-    int64_t matrix_elements = 0;   // that multiply every token, without embedding and head
+    int64_t parameters = 0;                                    // elements
+    int64_t bytes = 0;                                         // as stored in the checkpoint
+    int64_t bytes_per_token = 0;                               // read to decode one token of one sequence
+    int64_t matrix_elements = 0;                               // that multiply every token, without embedding and head
     std::vector<std::pair<DType, int64_t>> elements_by_dtype;  // as stored
   };
   [[nodiscard]] const Weights& weights() const { return weights_; }
@@ -50,7 +50,7 @@ class Model {
   Param embedding_, norm_, head_;  // a tied head is the embedding's values, packed
   std::vector<Block> blocks_;
   Weights weights_;
-  Buffer memory_;                                        // packed matrices and float32 vectors
+  Buffer memory_;                                         // packed matrices and float32 vectors
   std::vector<std::shared_ptr<const MappedFile>> files_;  // what unpacked tables view
 };
 

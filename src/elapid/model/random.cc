@@ -1,10 +1,11 @@
-#include <cmath>
+#include "elapid/core/random.h"
 
 #include "elapid/core/error.h"
-#include "elapid/core/random.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/fingerprint.h"
 #include "elapid/model/load.h"
+
+#include <cmath>
 
 // Random weights: uniform with the variance that keeps activations near 1 through any number of layers. Values need not
 // be a trained model's, but zeros, subnormals or infinities would make a benchmark lie.

@@ -7,8 +7,11 @@ namespace elapid {
 Block::Block(const BlockConfig& config, int64_t d_model, float norm_eps, int64_t layer, StateSpec& spec)
     : d_model_(d_model), norm_eps_(norm_eps) {
   for (const BodyConfig& body : config.bodies) {
-    std::visit([&](const auto& c) { bodies_.emplace_back(std::in_place_type<typename std::decay_t<decltype(c)>::Body>,
-                                                         c, layer, spec); }, body);
+    std::visit(
+        [&](const auto& c) {
+          bodies_.emplace_back(std::in_place_type<typename std::decay_t<decltype(c)>::Body>, c, layer, spec);
+        },
+        body);
   }
 }
 

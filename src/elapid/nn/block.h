@@ -2,10 +2,10 @@
 
 // Block: a norm and the bodies that read it and add into the residual stream.
 
+#include "elapid/nn/mamba2.h"
+
 #include <variant>
 #include <vector>
-
-#include "elapid/nn/mamba2.h"
 
 namespace elapid {
 

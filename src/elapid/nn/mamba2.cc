@@ -17,22 +17,22 @@ Mamba2::Mamba2(const Mamba2Config& c, int64_t layer, StateSpec& spec)
 
 void Mamba2::forward(Context& ctx, const Tensor& h, const Tensor& residual, const Pass& pass) const {
   const int64_t d_inner = config_.d_inner(), conv_dim = config_.conv_dim(), bc = config_.groups * config_.d_state;
-  const Tensor zxbcdt = in_proj_(ctx, h);                                        // [T, d_inner + conv_dim + heads]
-  const Tensor z = zxbcdt.columns(0, d_inner);                                   // [T, d_inner]
-  const Tensor xbc = zxbcdt.columns(d_inner, d_inner + conv_dim);                // [T, conv_dim]
-  const Tensor dt = zxbcdt.columns(d_inner + conv_dim, zxbcdt.cols());           // [T, heads]
+  const Tensor zxbcdt = in_proj_(ctx, h);                               // [T, d_inner + conv_dim + heads]
+  const Tensor z = zxbcdt.columns(0, d_inner);                          // [T, d_inner]
+  const Tensor xbc = zxbcdt.columns(d_inner, d_inner + conv_dim);       // [T, conv_dim]
+  const Tensor dt = zxbcdt.columns(d_inner + conv_dim, zxbcdt.cols());  // [T, heads]
   const Tensor u = causal_conv1d(ctx, xbc, conv_, pass.batch, pass.state(conv_state_));
-  const SsdScan scan{.x = u.columns(0, d_inner),                                 // [T, heads · head_dim]
+  const SsdScan scan{.x = u.columns(0, d_inner),  // [T, heads · head_dim]
                      .dt = dt,
-                     .B = u.columns(d_inner, d_inner + bc),                      // [T, groups · d_state]
-                     .C = u.columns(d_inner + bc, d_inner + 2 * bc),             // [T, groups · d_state]
+                     .B = u.columns(d_inner, d_inner + bc),           // [T, groups · d_state]
+                     .C = u.columns(d_inner + bc, d_inner + 2 * bc),  // [T, groups · d_state]
                      .A = A_.value,
                      .D = D_.value,
                      .dt_bias = dt_bias_.value,
                      .groups = config_.groups,
                      .dt_min = config_.dt_min,
                      .dt_max = config_.dt_max};
-  const Tensor y = ssd_scan(ctx, scan, pass.batch, pass.state(ssm_state_));      // [T, d_inner]
+  const Tensor y = ssd_scan(ctx, scan, pass.batch, pass.state(ssm_state_));  // [T, d_inner]
   out_proj_(ctx, gated_rms_norm(ctx, y, z, norm_, config_.norm_eps, config_.norm_groups),
             {.add = residual, .out = residual});
 }

@@ -39,7 +39,8 @@ class Mamba2 {
   Linear in_proj_, out_proj_;
   CausalConv1d conv_;
   Param A_, D_, dt_bias_, norm_;
-  int64_t conv_state_ = 0, ssm_state_ = 0;  // entries of the state spec: [d_conv − 1, conv_dim] and [heads, head_dim, d_state]
+  int64_t conv_state_ = 0,
+          ssm_state_ = 0;  // entries of the state spec: [d_conv − 1, conv_dim] and [heads, head_dim, d_state]
 };
 
 }  // namespace elapid

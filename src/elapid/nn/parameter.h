@@ -3,11 +3,11 @@
 // ParameterInfo: what a body says of each of its parameters, once; visited by load, random initialization, counting and
 // naming (later: save, quantize, optimizer, LoRA, Python).
 
+#include "elapid/core/param.h"
+
 #include <functional>
 #include <string>
 #include <string_view>
-
-#include "elapid/core/param.h"
 
 namespace elapid {
 

@@ -2,10 +2,10 @@
 
 // Pass: what one forward call carries through all blocks.
 
-#include <functional>
-
 #include "elapid/core/batch.h"
 #include "elapid/state/pool.h"
+
+#include <functional>
 
 namespace elapid {
 

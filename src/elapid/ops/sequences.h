@@ -2,9 +2,9 @@
 
 // What every operator with a memory checks about its batch and state.
 
-#include <string_view>
-
 #include "elapid/core/batch.h"
+
+#include <string_view>
 
 namespace elapid {
 

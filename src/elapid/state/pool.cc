@@ -1,10 +1,10 @@
 #include "elapid/state/pool.h"
 
+#include "elapid/core/error.h"
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
-
-#include "elapid/core/error.h"
 
 namespace elapid {
 namespace {

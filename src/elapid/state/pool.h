@@ -2,15 +2,15 @@
 
 // StatePool: memory for the states of n sequences; Slot: a lease on one of them, by RAII.
 
-#include <memory>
-#include <span>
-#include <vector>
-
 #include "elapid/core/batch.h"
 #include "elapid/core/buffer.h"
 #include "elapid/core/tensor.h"
 #include "elapid/state/spec.h"
 #include "elapid/state/state.h"
+
+#include <memory>
+#include <span>
+#include <vector>
 
 namespace elapid {
 

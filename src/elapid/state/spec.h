@@ -3,12 +3,12 @@
 // What one sequence must remember between calls, block by block. Bodies declare their entries when the model is built;
 // pools and snapshots follow from them.
 
+#include "elapid/core/tensor.h"
+
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
-
-#include "elapid/core/tensor.h"
 
 namespace elapid {
 

@@ -1,12 +1,12 @@
 #include "elapid/state/state.h"
 
+#include "elapid/core/error.h"
+#include "elapid/io/safetensors.h"
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <map>
-
-#include "elapid/core/error.h"
-#include "elapid/io/safetensors.h"
 
 namespace elapid {
 namespace {

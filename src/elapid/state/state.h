@@ -1,20 +1,21 @@
 #pragma once
 
-// State: an immutable snapshot of one sequence. Cheap to copy (shared), equal by content, written to and read from files.
+// State: an immutable snapshot of one sequence. Cheap to copy (shared), equal by content, written to and read from
+// files.
 //
 // File format: safetensors with the tensors `state.{layer}.{kind}` (float32), `tokens` and `pending` (int64 ids), and
 // the metadata {"format": "elapid.state", "version": "1", "fingerprint": hex, "dtype": "f32"}.
+
+#include "elapid/core/batch.h"
+#include "elapid/core/buffer.h"
+#include "elapid/io/file.h"
+#include "elapid/state/spec.h"
 
 #include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
-
-#include "elapid/core/batch.h"
-#include "elapid/core/buffer.h"
-#include "elapid/io/file.h"
-#include "elapid/state/spec.h"
 
 namespace elapid {
 
@@ -44,11 +45,11 @@ class State {
   friend class StatePool;
   struct Data {
     std::vector<StateEntry> entries;
-    std::vector<Tensor> tensors;              // views of `memory`, dense f32
+    std::vector<Tensor> tensors;  // views of `memory`, dense f32
     Buffer memory;
     std::vector<TokenId> tokens, pending;
-    std::shared_ptr<const StateSpec> spec;    // the pool's, when the snapshot was taken in this process
-    std::string fingerprint;                  // the file's, when it was read
+    std::shared_ptr<const StateSpec> spec;  // the pool's, when the snapshot was taken in this process
+    std::string fingerprint;                // the file's, when it was read
   };
   explicit State(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
   std::shared_ptr<const Data> data_;

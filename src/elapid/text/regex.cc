@@ -408,8 +408,8 @@ Regex::Regex(std::string_view pattern, uint32_t options, std::string what) : wha
   const uint32_t unicode = (options & PCRE2_LITERAL) != 0 ? PCRE2_UTF : PCRE2_UTF | PCRE2_UCP;
   code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), unicode | options, &error,
                             &where, context.get()));
-  require(code_ != nullptr, what_, ": the regular expression does not compile (", pcre2_message(error),
-          "), got ", quote(pattern));
+  require(code_ != nullptr, what_, ": the regular expression does not compile (", pcre2_message(error), "), got ",
+          quote(pattern));
   auto* code = static_cast<pcre2_code*>(code_.get());
   // Without executable memory the interpreter serves.
   (void)pcre2_jit_compile(code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);

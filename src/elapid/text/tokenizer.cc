@@ -152,7 +152,8 @@ void Tokenizer::Impl::read_template(const Json& json, const std::string& where) 
   for (const Json& piece : array_field(json, "single", where)) {
     if (has_field(piece, "Sequence")) {
       const std::string id = string_field(piece.at("Sequence"), "id", where);
-      require(id == "A" && ++texts == 1, where, ": \"single\" must have the sequence A once and no other, got ", quote(id));
+      require(id == "A" && ++texts == 1, where, ": \"single\" must have the sequence A once and no other, got ",
+              quote(id));
       continue;
     }
     const std::string id = string_field(object_field(piece, "SpecialToken", where), "id", where);

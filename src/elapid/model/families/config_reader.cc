@@ -1,36 +1,120 @@
 #include "elapid/model/families/config_reader.h"
 
-#include <array>
-
 #include "elapid/core/error.h"
+
+#include <array>
 
 namespace elapid {
 namespace {
 
 // Written by save_pretrained into every config.json, and of no influence on the forward pass.
-constexpr std::array kHarmless = {
-    "_from_model_config", "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
-    "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample",
-    "early_stopping", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id",
-    "length_penalty", "max_length", "max_position_embeddings", "min_length", "model_type", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
-    "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p",
-    "torchscript", "transformers_version", "typical_p", "use_cache", "use_mambapy"};
+constexpr std::array kHarmless = {"_from_model_config",
+                                  "_name_or_path",
+                                  "architectures",
+                                  "auto_map",
+                                  "bad_words_ids",
+                                  "begin_suppress_tokens",
+                                  "bos_token_id",
+                                  "chunk_size_feed_forward",
+                                  "decoder_start_token_id",
+                                  "diversity_penalty",
+                                  "do_sample",
+                                  "early_stopping",
+                                  "exponential_decay_length_penalty",
+                                  "finetuning_task",
+                                  "forced_bos_token_id",
+                                  "forced_eos_token_id",
+                                  "id2label",
+                                  "initializer_range",
+                                  "is_decoder",
+                                  "is_encoder_decoder",
+                                  "label2id",
+                                  "length_penalty",
+                                  "max_length",
+                                  "max_position_embeddings",
+                                  "min_length",
+                                  "model_type",
+                                  "num_beam_groups",
+                                  "num_beams",
+                                  "num_return_sequences",
+                                  "output_attentions",
+                                  "output_hidden_states",
+                                  "output_scores",
+                                  "pad_token_id",
+                                  "prefix",
+                                  "problem_type",
+                                  "remove_invalid_values",
+                                  "repetition_penalty",
+                                  "return_dict",
+                                  "return_dict_in_generate",
+                                  "sep_token_id",
+                                  "suppress_tokens",
+                                  "task_specific_params",
+                                  "temperature",
+                                  "tokenizer_class",
+                                  "top_k",
+                                  "top_p",
+                                  "torchscript",
+                                  "transformers_version",
+                                  "typical_p",
+                                  "use_cache",
+                                  "use_mambapy"};
 
 // Read by some family of the Mamba world (or by transformers for any model) as part of the mathematics.
-constexpr std::array kMathematics = {
-    "D_has_hdim", "add_cross_attention", "attention_bias", "attention_dropout_scale", "attention_in_multiplier",
-    "attention_multiplier", "attention_out_multiplier", "attn_cfg", "attn_layer_idx", "attn_layer_indices",
-    "attn_layer_offset", "attn_layer_period", "cross_attention_hidden_size", "d_intermediate", "d_mlp", "d_ssm",
-    "embedding_multiplier", "expert_layer_offset", "expert_layer_period", "ffn_config", "hybrid_override_pattern",
-    "key_multiplier", "layer_types", "layers_block_type", "lm_head_multiplier", "logits_scaling", "mamba_d_ssm",
-    "mamba_rms_norm", "mixer_rms_eps", "mlp_bias", "mlp_multipliers", "n_routed_experts", "num_attention_heads",
-    "num_experts", "num_experts_per_tok", "num_key_value_heads", "num_local_experts", "partial_rotary_factor",
-    "position_embedding_type", "pruned_heads", "quantization_config", "residual_multiplier", "rope_parameters",
-    "rope_scaling", "rope_theta", "shared_intermediate_size", "sliding_window", "ssm_cfg", "ssm_in_multiplier",
-    "ssm_multipliers", "ssm_out_multiplier", "tie_encoder_decoder", "use_adapter_in_attention", "use_mem_rope"};
+constexpr std::array kMathematics = {"D_has_hdim",
+                                     "add_cross_attention",
+                                     "attention_bias",
+                                     "attention_dropout_scale",
+                                     "attention_in_multiplier",
+                                     "attention_multiplier",
+                                     "attention_out_multiplier",
+                                     "attn_cfg",
+                                     "attn_layer_idx",
+                                     "attn_layer_indices",
+                                     "attn_layer_offset",
+                                     "attn_layer_period",
+                                     "cross_attention_hidden_size",
+                                     "d_intermediate",
+                                     "d_mlp",
+                                     "d_ssm",
+                                     "embedding_multiplier",
+                                     "expert_layer_offset",
+                                     "expert_layer_period",
+                                     "ffn_config",
+                                     "hybrid_override_pattern",
+                                     "key_multiplier",
+                                     "layer_types",
+                                     "layers_block_type",
+                                     "lm_head_multiplier",
+                                     "logits_scaling",
+                                     "mamba_d_ssm",
+                                     "mamba_rms_norm",
+                                     "mixer_rms_eps",
+                                     "mlp_bias",
+                                     "mlp_multipliers",
+                                     "n_routed_experts",
+                                     "num_attention_heads",
+                                     "num_experts",
+                                     "num_experts_per_tok",
+                                     "num_key_value_heads",
+                                     "num_local_experts",
+                                     "partial_rotary_factor",
+                                     "position_embedding_type",
+                                     "pruned_heads",
+                                     "quantization_config",
+                                     "residual_multiplier",
+                                     "rope_parameters",
+                                     "rope_scaling",
+                                     "rope_theta",
+                                     "shared_intermediate_size",
+                                     "sliding_window",
+                                     "ssm_cfg",
+                                     "ssm_in_multiplier",
+                                     "ssm_multipliers",
+                                     "ssm_out_multiplier",
+                                     "tie_encoder_decoder",
+                                     "use_adapter_in_attention",
+                                     "use_mem_rope"};
 
 bool says_off(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -88,8 +172,8 @@ std::vector<int64_t> ConfigReader::integers(const std::string& key) {
   std::vector<int64_t> all;
   if (v.is_null()) return all;
   for (const Json& one : v.is_array() ? v : Json::array({v})) {
-    all.push_back(json_integer(one, name_of_key(key), std::numeric_limits<int64_t>::min(),
-                               std::numeric_limits<int64_t>::max()));
+    all.push_back(
+        json_integer(one, name_of_key(key), std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()));
   }
   return all;
 }

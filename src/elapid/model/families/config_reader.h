@@ -2,14 +2,14 @@
 
 // ConfigReader: reads the keys of a config.json and keeps account of them, so that a key which nobody read is noticed.
 
+#include "elapid/io/json.h"
+#include "elapid/model/config.h"
+
 #include <initializer_list>
 #include <limits>
 #include <set>
 #include <string>
 #include <string_view>
-
-#include "elapid/io/json.h"
-#include "elapid/model/config.h"
 
 namespace elapid {
 

@@ -2,13 +2,13 @@
 
 // Family: how the checkpoints of one model_type map to blocks. Tables and checks only; a family computes nothing.
 
+#include "elapid/io/json.h"
+#include "elapid/model/config.h"
+
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "elapid/io/json.h"
-#include "elapid/model/config.h"
 
 namespace elapid {
 

@@ -1,8 +1,8 @@
-#include <cmath>
-
 #include "elapid/core/error.h"
 #include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
+
+#include <cmath>
 
 // transformers' Mamba2ForCausalLM (models/mamba2): n × [Mamba2]. Defaults are Mamba2Config's.
 
@@ -16,8 +16,8 @@ void read_time_step_limit(ConfigReader& reader, Mamba2Config& mixer) {
   require(limit.is_array() && limit.size() == 2, what, ": must be a list of two numbers, got ", limit.type_name());
   mixer.dt_min = static_cast<float>(json_number(limit[0], what));
   mixer.dt_max = static_cast<float>(json_number(limit[1], what));
-  require(std::isfinite(mixer.dt_min) && mixer.dt_min <= mixer.dt_max, what, ": must be finite and not above its end, got ",
-          mixer.dt_min, " to ", mixer.dt_max);
+  require(std::isfinite(mixer.dt_min) && mixer.dt_min <= mixer.dt_max, what,
+          ": must be finite and not above its end, got ", mixer.dt_min, " to ", mixer.dt_max);
 }
 
 ModelConfig read_config(const Json& json, const std::string& what) {
@@ -44,14 +44,14 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   read_time_step_limit(reader, mixer);
   const int64_t expand = reader.integer("expand", 2, 1, kMost);
   require(mixer.heads * mixer.head_dim == expand * config.d_model, reader.name_of_key("num_heads"),
-          ": num_heads · head_dim must be expand · hidden_size, ", expand * config.d_model, ", got ", mixer.heads, " · ",
-          mixer.head_dim);
+          ": num_heads · head_dim must be expand · hidden_size, ", expand * config.d_model, ", got ", mixer.heads,
+          " · ", mixer.head_dim);
   require(mixer.d_inner() <= kMost, reader.name_of_key("expand"), ": expand · hidden_size must be at most ", kMost,
           ", got ", mixer.d_inner());
   require(mixer.heads % mixer.groups == 0, reader.name_of_key("n_groups"), ": must divide num_heads, ", mixer.heads,
           ", got ", mixer.groups);
-  require(mixer.groups * mixer.d_state <= kMost, reader.name_of_key("state_size"), ": n_groups · state_size must be at most ",
-          kMost, ", got ", mixer.groups, " · ", mixer.d_state);
+  require(mixer.groups * mixer.d_state <= kMost, reader.name_of_key("state_size"),
+          ": n_groups · state_size must be at most ", kMost, ", got ", mixer.groups, " · ", mixer.d_state);
   const std::string act = reader.text("hidden_act", "silu");
   require(act == "silu" || act == "swish", reader.name_of_key("hidden_act"), ": must be silu, got ", act);
   require(reader.boolean("rms_norm", true), reader.name_of_key("rms_norm"), ": must be true, got false");

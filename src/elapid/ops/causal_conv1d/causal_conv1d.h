@@ -19,7 +19,8 @@ struct CausalConv1d {
   bool silu = true;  // else no activation
 };
 
-// x [T, channels] f32; state [slots, K−1, channels] f32, or empty when no sequence has a slot. Returns [T, channels] f32.
+// x [T, channels] f32; state [slots, K−1, channels] f32, or empty when no sequence has a slot. Returns [T, channels]
+// f32.
 Tensor causal_conv1d(Context& ctx, const Tensor& x, const CausalConv1d& conv, const Batch& batch, const Tensor& state);
 
 struct CausalConv1dForward {

@@ -1,6 +1,5 @@
-#include "elapid/ops/causal_conv1d/causal_conv1d.h"
-
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/causal_conv1d/causal_conv1d.h"
 #include "elapid/ops/math.h"
 
 namespace elapid {
@@ -46,7 +45,8 @@ void outputs(const CausalConv1dForward& a, int64_t begin, int64_t end) {
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t n = channels - c;
       F32 acc = a.bias ? load(a.bias.ptr<float>() + c, n) : none;
-      for (int64_t k = first; k < taps; ++k) acc = fma(load(a.weight.row<float>(k) + c, n), load(inputs[k] + c, n), acc);
+      for (int64_t k = first; k < taps; ++k)
+        acc = fma(load(a.weight.row<float>(k) + c, n), load(inputs[k] + c, n), acc);
       if constexpr (with_silu) acc = silu(acc, one, none);
       store(y + c, acc, n);
     }

@@ -1,9 +1,9 @@
 #include "elapid/ops/ceiling/ceiling.h"
 
+#include "elapid/core/buffer.h"
+
 #include <algorithm>
 #include <chrono>
-
-#include "elapid/core/buffer.h"
 
 namespace elapid {
 namespace {

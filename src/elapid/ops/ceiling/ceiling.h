@@ -21,8 +21,8 @@ struct ReadMemory {
 ELAPID_KERNEL(ReadMemory)
 
 struct MultiplyAdd {
-  Tensor sums;      // [threads] f32
-  int64_t rounds;   // kMultiplyAddFlops operations each, on every thread
+  Tensor sums;     // [threads] f32
+  int64_t rounds;  // kMultiplyAddFlops operations each, on every thread
 };
 ELAPID_KERNEL(MultiplyAdd)
 

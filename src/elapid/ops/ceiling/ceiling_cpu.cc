@@ -1,6 +1,5 @@
-#include "elapid/ops/ceiling/ceiling.h"
-
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/ceiling/ceiling.h"
 
 namespace elapid {
 

@@ -1,6 +1,5 @@
-#include "elapid/ops/cross_entropy/cross_entropy.h"
-
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/cross_entropy/cross_entropy.h"
 
 namespace elapid {
 

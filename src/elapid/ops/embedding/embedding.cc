@@ -4,8 +4,8 @@ namespace elapid {
 
 Tensor embedding(Context& ctx, const Tensor& tokens, const Param& table, float scale) {
   require(tokens.dtype == DType::i32, "embedding: tokens must be i32, got ", name_of(tokens.dtype));
-  require(table.packing == Packing::rows && table.value.shape.rank == 2,
-          "embedding: ", table.name, " must be a matrix of rows");
+  require(table.packing == Packing::rows && table.value.shape.rank == 2, "embedding: ", table.name,
+          " must be a matrix of rows");
   const int64_t vocab = table.value.shape[0];
   for (int64_t t = 0; t < tokens.size(); ++t) {
     const int32_t id = tokens.ptr<int32_t>()[t];

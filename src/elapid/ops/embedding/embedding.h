@@ -7,8 +7,8 @@
 
 namespace elapid {
 
-// table [vocab, d_model] f32, bf16 or f16, rows as in the checkpoint (any alignment); tokens [T] i32. Returns [T, d_model]
-// f32. An Error when an id lies outside the table.
+// table [vocab, d_model] f32, bf16 or f16, rows as in the checkpoint (any alignment); tokens [T] i32. Returns [T,
+// d_model] f32. An Error when an id lies outside the table.
 Tensor embedding(Context& ctx, const Tensor& tokens, const Param& table, float scale);
 
 struct EmbeddingForward {

@@ -1,6 +1,5 @@
-#include "elapid/ops/embedding/embedding.h"
-
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/embedding/embedding.h"
 
 namespace elapid {
 namespace {

@@ -1,6 +1,5 @@
-#include "elapid/ops/gather_rows/gather_rows.h"
-
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/gather_rows/gather_rows.h"
 
 namespace elapid {
 

@@ -6,8 +6,8 @@
 namespace elapid {
 namespace {
 
-// Moves `rows` in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u of
-// row r of a block goes to [u][r]: written in order, read as sixteen streams.
+// Moves `rows` in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u
+// of row r of a block goes to [u][r]: written in order, read as sixteen streams.
 template <class Unit>
 void pack(ThreadPool& threads, const Tensor& rows, Unit* packed) {
   const int64_t out = rows.shape[0], row_bytes = rows.shape[1] * size_of(rows.dtype);
@@ -38,7 +38,8 @@ int64_t packed_bytes(Shape shape, DType dtype) {
 }
 
 Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory) {
-  require(rows.shape.rank == 2 && rows.dense(), "pack_weight: weight must be a dense matrix, got rank ", rows.shape.rank);
+  require(rows.shape.rank == 2 && rows.dense(), "pack_weight: weight must be a dense matrix, got rank ",
+          rows.shape.rank);
   switch (rows.dtype) {
     case DType::f32: pack(threads, rows, static_cast<uint32_t*>(memory)); break;
     case DType::bf16: pack(threads, rows, static_cast<uint32_t*>(memory)); break;
@@ -58,8 +59,8 @@ Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue
   require(!bias || (bias.value.dtype == DType::f32 && bias.value.size() == out), "matmul: bias must be f32 with ", out,
           " elements, got ", bias.value.size());
   for (const Tensor& t : {epilogue.add, epilogue.out}) {
-    require(!t || (t.dtype == DType::f32 && t.rows() == x.rows() && t.cols() == out), "matmul: add and out must be f32 [",
-            x.rows(), ", ", out, "], got [", t.rows(), ", ", t.cols(), "]");
+    require(!t || (t.dtype == DType::f32 && t.rows() == x.rows() && t.cols() == out),
+            "matmul: add and out must be f32 [", x.rows(), ", ", out, "], got [", t.rows(), ", ", t.cols(), "]");
   }
   const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, DType::f32);
   launch(ctx, MatmulForward{x, weight.value, bias.value, epilogue.add, y, epilogue.alpha});

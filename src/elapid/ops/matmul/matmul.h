@@ -22,9 +22,9 @@ struct Epilogue {
 // x [rows, in] f32; weight [out, in] packed by pack_weight(). Returns [rows, out] f32.
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue = {});
 
-// The packed order ("tiles"): blocks of kPackBlock outputs; in a block, `in` rounded up to a multiple of kPackDepth (the
-// depth of an AMX bf16 tile) inputs, zero where there is no weight. f32 and f16: [in][16]. bf16: [in/2][16][2], pairs of
-// neighbouring inputs, which is the order of AMX tiles and which one shift or mask turns into floats.
+// The packed order ("tiles"): blocks of kPackBlock outputs; in a block, `in` rounded up to a multiple of kPackDepth
+// (the depth of an AMX bf16 tile) inputs, zero where there is no weight. f32 and f16: [in][16]. bf16: [in/2][16][2],
+// pairs of neighbouring inputs, which is the order of AMX tiles and which one shift or mask turns into floats.
 inline constexpr int64_t kPackBlock = 16;
 inline constexpr int64_t kPackDepth = 32;
 inline constexpr int64_t kAccumulate = 256;

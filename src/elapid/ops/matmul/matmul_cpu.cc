@@ -1,11 +1,10 @@
+#include "elapid/cpu/simd.h"
 #include "elapid/ops/matmul/matmul.h"
 
-#include "elapid/cpu/simd.h"
-
 // A tile of `rows` × 16·`blocks` outputs lives in registers while k runs: each step loads two inputs' weights once and
-// multiplies them with every row. Few rows take more blocks, so that enough independent accumulators hide the latency of
-// fma (and enough streams are open to draw the memory's bandwidth); many rows take more rows, so that weights are loaded
-// and widened rarely.
+// multiplies them with every row. Few rows take more blocks, so that enough independent accumulators hide the latency
+// of fma (and enough streams are open to draw the memory's bandwidth); many rows take more rows, so that weights are
+// loaded and widened rarely.
 
 namespace elapid {
 namespace {
@@ -21,8 +20,8 @@ constexpr int kMostRows = 2;  // an F32 is four of 16 registers
 constexpr int blocks_for(int) { return 1; }
 #endif
 
-// Heights of tiles, largest first: few enough to compile quickly, close enough that few rows are taken by a low tile. Every
-// other number of rows is a sum of these.
+// Heights of tiles, largest first: few enough to compile quickly, close enough that few rows are taken by a low tile.
+// Every other number of rows is a sum of these.
 #if defined(ELAPID_FEWER_TILES)  // sanitizers: the same code in fewer instances, which compile in minutes less
 constexpr int kHeights[] = {2, 1};
 #else
@@ -38,11 +37,13 @@ void tile(const MatmulForward& a, int64_t row, int64_t block) {
   const float* x = a.x.row<float>(row);
   const T* w = a.weight.ptr<T>() + block * kPackBlock * depth;
   F32 total[rows][blocks];
-  static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { total[r][b] = zero(); }); });
+  static_for<rows>([&](auto r)
+                       ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { total[r][b] = zero(); }); });
   for (int64_t k0 = 0; k0 < in; k0 += kAccumulate) {
     const int64_t k1 = k0 + kAccumulate < in ? k0 + kAccumulate : in;
     F32 acc[rows][blocks];
-    static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { acc[r][b] = zero(); }); });
+    static_for<rows>([&](auto r)
+                         ELAPID_LAMBDA { static_for<blocks>([&](auto b) ELAPID_LAMBDA { acc[r][b] = zero(); }); });
     const auto step = [&](int64_t k, const F32(&weights)[blocks]) ELAPID_LAMBDA {
       static_for<rows>([&](auto r) ELAPID_LAMBDA {
         const F32 xk = broadcast(x[r * x_stride + k]);
@@ -51,9 +52,7 @@ void tile(const MatmulForward& a, int64_t row, int64_t block) {
     };
     for (int64_t k = k0; k < k1; k += 2) {
       F32 even[blocks], odd[blocks];
-      static_for<blocks>([&](auto b) ELAPID_LAMBDA {
-        load_pair(w + (b * depth + k) * kPackBlock, even[b], odd[b]);
-      });
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA { load_pair(w + (b * depth + k) * kPackBlock, even[b], odd[b]); });
       step(k, even);
       if (k + 1 < k1) step(k + 1, odd);
     }
@@ -108,8 +107,8 @@ void multiply(Cpu cpu, const MatmulForward& a) {
   const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
   // Nearly equal tasks of whole tiles.
   const int64_t task_rows = ((rows + row_tasks - 1) / row_tasks + kMostRows - 1) / kMostRows * kMostRows;
-  // About 128 KiB of weights a task when there are few rows (some 10 µs of memory time), fewer with more rows (some 100 µs
-  // of arithmetic): short enough that a thread which loses its core delays the others little.
+  // About 128 KiB of weights a task when there are few rows (some 10 µs of memory time), fewer with more rows (some 100
+  // µs of arithmetic): short enough that a thread which loses its core delays the others little.
   const int64_t bytes = rows <= kMostRows ? int64_t{128} << 10 : int64_t{48} << 10;
   const int64_t fitting = bytes / (depth * kPackBlock * int64_t{sizeof(T)});
   const int64_t task_blocks = fitting / 8 * 8 + 8;  // whole widest tiles

@@ -1,7 +1,6 @@
-#include "elapid/ops/rms_norm/rms_norm.h"
-
 #include "elapid/cpu/simd.h"
 #include "elapid/ops/math.h"
+#include "elapid/ops/rms_norm/rms_norm.h"
 
 namespace elapid {
 

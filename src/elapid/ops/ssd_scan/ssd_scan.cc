@@ -37,7 +37,8 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
   chunk_begin.ptr<int64_t>()[sequences] = chunks;
   const Tensor scores = ctx.arena.alloc({chunks, groups, kSsdChunk, kSsdChunk}, DType::f32);
   const Tensor scratch = ctx.arena.alloc({ctx.threads.size(), ssd_scratch_floats(head_dim, d_state)}, DType::f32);
-  launch(ctx, SsdScanForward{in, y, batch.offsets, batch.slots, state, chunk_begin, scores, scratch, head_dim, d_state});
+  launch(ctx,
+         SsdScanForward{in, y, batch.offsets, batch.slots, state, chunk_begin, scores, scratch, head_dim, d_state});
   return y;
 }
 

@@ -6,9 +6,9 @@
 //   S[t]     = exp(dt[t] · A) · S[t−1] + dt[t] · x[t] ⊗ B[t]          S: [head_dim, d_state] per head
 //   y[t]     = S[t] · C[t] + D · x[t]
 //
-// Head h reads B and C of group h / (heads / groups). Within a chunk the outputs are matrix products (C Bᵀ masked by the
-// decays, times x); between chunks the state carries over. A sequence of one token takes the recurrence itself, which
-// reads and writes the state once. Which of the two depends on the sequence's own length only.
+// Head h reads B and C of group h / (heads / groups). Within a chunk the outputs are matrix products (C Bᵀ masked by
+// the decays, times x); between chunks the state carries over. A sequence of one token takes the recurrence itself,
+// which reads and writes the state once. Which of the two depends on the sequence's own length only.
 
 #include "elapid/core/batch.h"
 #include "elapid/core/kernel.h"

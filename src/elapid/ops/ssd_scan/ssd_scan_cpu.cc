@@ -1,11 +1,10 @@
-#include "elapid/ops/ssd_scan/ssd_scan.h"
-
 #include "elapid/cpu/simd.h"
 #include "elapid/ops/math.h"
+#include "elapid/ops/ssd_scan/ssd_scan.h"
 
-// Two passes. First, for every chunk and group, the scores C Bᵀ: heads of a group share them. Then every (sequence, head)
-// walks its chunks in order with the state in scratch, transposed to [d_state, head_dim], so that all three products of a
-// chunk have head_dim in their lanes:
+// Two passes. First, for every chunk and group, the scores C Bᵀ: heads of a group share them. Then every (sequence,
+// head) walks its chunks in order with the state in scratch, transposed to [d_state, head_dim], so that all three
+// products of a chunk have head_dim in their lanes:
 //   y      = (exp(cs) ∘ C) S + (scores ∘ decay ∘ dt) x + D x
 //   S_next = exp(cs_last) S + Bᵀ (w ∘ x),   w_j = dt_j · exp(cs_last − cs_j)
 // cs is the running sum of dt · A within the chunk; only differences ≤ 0 are ever exponentiated.
@@ -44,7 +43,8 @@ struct Tile {
   F32 v[rows][vectors];
 
   ELAPID_INLINE void clear() {
-    static_for<rows>([&](auto r) ELAPID_LAMBDA { static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = zero(); }); });
+    static_for<rows>([&](auto r)
+                         ELAPID_LAMBDA { static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = zero(); }); });
   }
   // v += a · b over k in [0, depth)
   ELAPID_INLINE void multiply(const Left& a, const Right& b, int64_t depth) {
@@ -59,8 +59,8 @@ struct Tile {
   }
 };
 
-// Covers [0, rows) × [0, columns) with tiles: f(row, column, integral_constant rows, integral_constant vectors). `columns`
-// is a multiple of 16.
+// Covers [0, rows) × [0, columns) with tiles: f(row, column, integral_constant rows, integral_constant vectors).
+// `columns` is a multiple of 16.
 template <class F>
 ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
   for (int64_t row = 0; row < rows; row += kRows) {
@@ -83,7 +83,8 @@ ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
 }
 
 // scores[i, j] = C[i] · B[j] for j ≤ i (above the diagonal: garbage, never read unmasked). b_transposed [d_state, 64].
-void chunk_scores(const SsdScanForward& a, int64_t token, int64_t length, int64_t group, float* scores, float* scratch) {
+void chunk_scores(const SsdScanForward& a, int64_t token, int64_t length, int64_t group, float* scores,
+                  float* scratch) {
   const int64_t n = a.d_state, padded = ssd_padded(length);
   for (int64_t j = 0; j < padded; ++j) {
     if (j < length) {
@@ -100,9 +101,8 @@ void chunk_scores(const SsdScanForward& a, int64_t token, int64_t length, int64_
     t.clear();
     t.multiply({c.data + row * c.row_stride, c.row_stride, 1}, {scratch + column, kSsdChunk}, n);
     static_for<rows>([&](auto r) ELAPID_LAMBDA {
-      static_for<vectors>([&](auto v) ELAPID_LAMBDA {
-        store(scores + (row + r) * kSsdChunk + column + v * kLanes, t.v[r][v]);
-      });
+      static_for<vectors>(
+          [&](auto v) ELAPID_LAMBDA { store(scores + (row + r) * kSsdChunk + column + v * kLanes, t.v[r][v]); });
     });
   });
 }
@@ -128,8 +128,8 @@ class HeadScan {
     weighted_x_ = x_ + kSsdChunk * padded_;
     mixed_ = weighted_x_ + kSsdChunk * padded_;
     dt_ = mixed_ + kSsdChunk * kSsdChunk;
-    decay_ = dt_ + kSsdChunk;   // cs
-    inflow_ = decay_ + kSsdChunk;  // exp(cs): how much of the incoming state a token sees
+    decay_ = dt_ + kSsdChunk;        // cs
+    inflow_ = decay_ + kSsdChunk;    // exp(cs): how much of the incoming state a token sees
     outflow_ = inflow_ + kSsdChunk;  // w: how much of a token reaches the outgoing state
   }
 
@@ -252,9 +252,8 @@ class HeadScan {
       });
       t.multiply({b + row, 1, a_.in.B.row_stride()}, {weighted_x_ + column, padded_}, length);
       static_for<rows>([&](auto r) ELAPID_LAMBDA {
-        static_for<vectors>([&](auto v) ELAPID_LAMBDA {
-          store(state_ + (row + r) * padded_ + column + v * kLanes, t.v[r][v]);
-        });
+        static_for<vectors>(
+            [&](auto v) ELAPID_LAMBDA { store(state_ + (row + r) * padded_ + column + v * kLanes, t.v[r][v]); });
       });
     });
   }
