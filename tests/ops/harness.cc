@@ -197,7 +197,8 @@ std::string Workbench::damage() {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     Block& block = *blocks_[b];
     guard(block, false);
-    for (int64_t i = 0; report.empty() && i < block.bytes; ++i) {
+    const bool changed = std::memcmp(block.memory, block.before.data(), block.before.size()) != 0;
+    for (int64_t i = 0; changed && report.empty() && i < block.bytes; ++i) {
       if (block.memory[i] == block.before[static_cast<size_t>(i)]) continue;
       const int64_t at = i - (block.data - block.memory);
       const bool inside = at >= 0 && at < block.data_bytes;

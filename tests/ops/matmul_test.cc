@@ -66,7 +66,7 @@ Op<Case> op() {
     op.cases.push_back({1, 96, out, DType::bf16, kPositive, false, true});
     op.cases.push_back({9, 96, out, DType::f32, kPositive, true, false, true});
   }
-  op.cases.push_back({2, 2048, 1500, DType::bf16, kPositive});
+  op.cases.push_back({2, 1100, 700, DType::bf16, kPositive});  // several tasks of several blocks
   op.describe = [](const Case& c) {
     return concat(c.rows, " x ", c.in, " -> ", c.out, " ", name_of(c.dtype), c.range.low < 0 ? " mixed" : " positive",
                   c.strided ? " strided" : "", c.bias ? " bias" : "",

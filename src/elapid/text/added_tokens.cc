@@ -1,6 +1,7 @@
 #include "elapid/text/added_tokens.h"
 
 #include "elapid/core/error.h"
+#include "elapid/io/json.h"
 #include "elapid/text/unicode.h"
 
 #include <algorithm>
@@ -36,8 +37,8 @@ size_t skip_spaces_back(std::string_view text, size_t begin, size_t end) {
 }  // namespace
 
 void AddedTokenSet::add(const AddedToken& token, std::string_view pattern, const std::string& what) {
-  require(!pattern.empty(), what, ": the added token \"", token.content,
-          "\": nothing is left of it once it is normalized");
+  require(!pattern.empty(), what, ": nothing is left of the added token ", quote(token.content),
+          " once it is normalized");
   int32_t node = kRoot;
   for (const char byte : pattern) {
     const int32_t* child = children_.find(edge(node, byte));
@@ -53,8 +54,10 @@ void AddedTokenSet::add(const AddedToken& token, std::string_view pattern, const
     node = created;
   }
   int32_t& slot = token_at_[static_cast<size_t>(node)];
-  require(slot < 0, what, ": the added tokens \"", token.content, "\" and \"", slot < 0 ? "" : (*this)[slot].content,
-          "\" are spelled alike");
+  if (slot >= 0) {
+    fail(concat(what, ": the added tokens ", quote((*this)[slot].content), " and ", quote(token.content),
+                " are spelled alike"));
+  }
   slot = static_cast<int32_t>(tokens_.size());
   tokens_.push_back(token);
   first_byte_[static_cast<unsigned char>(pattern.front())] = true;

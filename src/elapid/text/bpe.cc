@@ -95,7 +95,7 @@ Bpe::Bpe(const Json& json, bool spells_bytes, const std::string& what) : spells_
         plain ? id.get<int64_t>() : json_integer(id, concat(what, ": the id of ", quote(token)), 0, limit);
     const auto index = static_cast<size_t>(value);
     if (index >= taken.size()) taken.resize(index + 1);
-    require(!taken[index], what, ": two tokens have the id ", value, ", one is ", quote(token));
+    if (taken[index]) fail(concat(what, ": two tokens have the id ", value, ", one is ", quote(token)));
     taken[index] = true;
     vocabulary_.emplace(token, static_cast<TokenId>(value));
     longest_token_ = std::max(longest_token_, token.size());
@@ -107,7 +107,7 @@ Bpe::Bpe(const Json& json, bool spells_bytes, const std::string& what) : spells_
   if (has_field(json, "unk_token")) {
     const std::string unknown = string_field(json, "unk_token", what);
     const auto found = vocabulary_.find(unknown);
-    require(found != vocabulary_.end(), what, ": the unk_token \"", unknown, "\" is not in the vocabulary");
+    require(found != vocabulary_.end(), what, ": the unk_token ", quote(unknown), " is not in the vocabulary");
     unknown_ = found->second;
   }
   byte_token_.fill(-1);
@@ -128,8 +128,9 @@ void Bpe::read_merges(const Json& merges, const std::string& what) {
   merges_ = FlatMap<Merge>(merges.size());
   const auto id_of = [&](const std::string& token, size_t rank) {
     const auto found = vocabulary_.find(token);
-    require(found != vocabulary_.end(), what, ": merge ", rank, " needs the token \"", token,
-            "\", which is not in the vocabulary");
+    if (found == vocabulary_.end()) {
+      fail(concat(what, ": merge ", rank, " needs the token ", quote(token), ", which is not in the vocabulary"));
+    }
     return found->second;
   };
   size_t rank = 0;
@@ -139,8 +140,9 @@ void Bpe::read_merges(const Json& merges, const std::string& what) {
       const auto& text = merge.get_ref<const std::string&>();
       if (text.starts_with("#version")) continue;
       const size_t space = text.find(' ');
-      require(space != std::string::npos && text.find(' ', space + 1) == std::string::npos, what, ": merge ", rank,
-              " must be two tokens with a space between, got ", quote(text));
+      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
+        fail(concat(what, ": merge ", rank, " must be two tokens with a space between, got ", quote(text)));
+      }
       left = text.substr(0, space);
       right = text.substr(space + 1);
     } else {
@@ -150,8 +152,10 @@ void Bpe::read_merges(const Json& merges, const std::string& what) {
       right = merge[1].get<std::string>();
     }
     const TokenId left_id = id_of(left, rank), right_id = id_of(right, rank);
-    require(right.size() >= prefix_.size(), what, ": merge ", rank, " has \"", right,
-            "\" on its right, shorter than the continuing_subword_prefix");
+    if (right.size() < prefix_.size()) {
+      fail(concat(what, ": merge ", rank, " has ", quote(right),
+                  " on its right, less than the continuing_subword_prefix"));
+    }
     const TokenId result = id_of(left + right.substr(prefix_.size()), rank);
     merges_.set(pair_key(static_cast<uint64_t>(left_id), static_cast<uint64_t>(right_id)),
                 {static_cast<int32_t>(rank), result});

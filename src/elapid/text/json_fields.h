@@ -48,7 +48,7 @@ inline std::string character_field(const Json& object, const char* key, const st
   const auto is_lead = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
   int64_t characters = 0;
   for (const char c : value) characters += is_lead(c);
-  require(characters == 1, what, ": \"", key, "\" must be one character, got \"", value, "\"");
+  require(characters == 1, what, ": \"", key, "\" must be one character, got ", quote(value));
   return value;
 }
 

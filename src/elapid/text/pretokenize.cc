@@ -226,7 +226,7 @@ void append_metaspace(const Json& json, const std::string& what, std::vector<Sta
   PrependScheme scheme = PrependScheme::always;
   if (has_field(json, "prepend_scheme")) {
     const std::string name = string_field(json, "prepend_scheme", what);
-    require(name == "first" || name == "never" || name == "always", what, ": the prepend_scheme ", name,
+    require(name == "first" || name == "never" || name == "always", what, ": the prepend_scheme ", quote(name),
             " is not supported");
     scheme = name == "first" ? PrependScheme::first : name == "never" ? PrependScheme::never : PrependScheme::always;
   }

@@ -68,7 +68,7 @@ class Translator {
 
  private:
   [[noreturn]] void unsupported(const std::string& construct) const {
-    fail(concat(what_, ": the regular expression uses ", construct, ", which is not supported: ", pattern_));
+    fail(concat(what_, ": the regular expression uses ", construct, ", which is not supported, in ", quote(pattern_)));
   }
 
   // A shorthand of two characters can stand for thousands.
@@ -127,7 +127,7 @@ class Translator {
     const bool plain = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
       return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
     });
-    if (!plain) unsupported(concat("the property \\p{", name, "}"));
+    if (!plain) unsupported(concat("the property ", quote(name)));
     std::string canonical(name);
     for (size_t i = 0; i < canonical.size(); ++i) {
       canonical[i] = static_cast<char>(i == 0 ? std::toupper(canonical[i]) : std::tolower(canonical[i]));
@@ -141,7 +141,7 @@ class Translator {
     const std::string script = concat("\\p{sc:", name, "}");
     if (compiles(script)) return {script + (han ? R"(\x{2b739}\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})" : ""), negated};
     const std::string binary = concat("\\p{", name, "}");
-    if (!compiles(binary)) unsupported(concat("the property \\p{", name, "}"));
+    if (!compiles(binary)) unsupported(concat("the property ", quote(name)));
     return {binary, negated};
   }
 
@@ -316,7 +316,8 @@ class Translator {
     // Ruby's m lets the dot match newlines: PCRE2's s.
     while (at_ < pattern_.size() && pattern_[at_] != ':' && pattern_[at_] != ')') {
       const char flag = pattern_[at_++];
-      if (flag != 'i' && flag != 'm' && flag != 'x' && flag != '-') unsupported(concat("the group (?", flag));
+      if (flag != 'i' && flag != 'm' && flag != 'x' && flag != '-')
+        unsupported(concat("the group option ", quote({&flag, 1})));
       out_ += flag == 'm' ? 's' : flag;
     }
     if (at_ == pattern_.size()) unsupported("an unclosed group");

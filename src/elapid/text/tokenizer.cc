@@ -159,7 +159,7 @@ void Tokenizer::Impl::read_template(const Json& json, const std::string& where) 
     const std::string id = string_field(object_field(piece, "SpecialToken", where), "id", where);
     const Json& special = object_field(object_field(json, "special_tokens", where), id.c_str(), where);
     for (const Json& value : array_field(special, "ids", where)) {
-      const int64_t token = json_integer(value, where + " id of \"" + id + "\"", 0, std::ssize(entries) - 1);
+      const int64_t token = json_integer(value, where + " id of " + quote(id), 0, std::ssize(entries) - 1);
       (void)entry(static_cast<TokenId>(token));
       (texts == 0 ? prefix : suffix).push_back(static_cast<TokenId>(token));
     }
