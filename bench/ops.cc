@@ -1,5 +1,6 @@
 // Speed of single operators at the shapes of mamba2-130m and mamba2-1.3b, on all usable cores:
 //
+//   apt-get install libbenchmark-dev && cmake --preset release -DELAPID_BENCH=ON && cmake --build --preset release
 //   build/release/bench/elapid_ops_bench [--benchmark_filter=matmul]        ELAPID_FORCE_ISA picks a lower level
 //
 // Counters, a second: bytes of weights and state that must come from memory, FLOP of the arithmetic in the operator's

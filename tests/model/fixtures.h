@@ -80,11 +80,12 @@ inline std::vector<float> run(const Model& model, Context& ctx, const std::vecto
                     .offsets = Tensor(offsets.data(), DType::i64, {size(offsets)}),
                     .slots = Tensor(slots.data(), DType::i64, {size(slots)}),
                     .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)})};
-  const std::function<void(int64_t, const Tensor&)> observe = [&](int64_t, const Tensor& x) {
+  Observer observer;
+  observer.residual = [&](int64_t, const Tensor& x) {
     residuals->emplace_back(x.ptr<float>(), x.ptr<float>() + x.size());
   };
   const Arena::Scope scope(ctx.arena);
-  const Pass pass{.batch = batch, .states = states, .observe = residuals == nullptr ? nullptr : &observe};
+  const Pass pass{.batch = batch, .states = states, .observer = residuals == nullptr ? nullptr : &observer};
   const Tensor logits = model.logits(ctx, model.hidden(ctx, pass));
   return {logits.ptr<float>(), logits.ptr<float>() + logits.size()};
 }

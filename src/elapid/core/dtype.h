@@ -4,7 +4,6 @@
 
 #include "elapid/core/inline.h"
 
-#include <bit>
 #include <cstdint>
 #include <string_view>
 
@@ -39,23 +38,23 @@ ELAPID_INLINE constexpr int64_t size_of(DType t) {
 std::string_view name_of(DType t);
 
 ELAPID_INLINE float to_float(float x) { return x; }
-ELAPID_INLINE float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+ELAPID_INLINE float to_float(BFloat16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
 
 // IEEE binary16 to binary32, exact, including subnormals, infinities and NaN.
 ELAPID_INLINE float to_float(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) {  // infinity or NaN
-    return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+    return __builtin_bit_cast(float, sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
   }
   // Shift the exponent and mantissa into place and rescale by 2^112: exact for normals and subnormals alike.
-  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+  const float value = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, value));
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
 ELAPID_INLINE BFloat16 to_bf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }

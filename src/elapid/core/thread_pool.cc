@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <linux/futex.h>
@@ -135,7 +136,7 @@ int ThreadPool::usable_cores() {
   int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
                                                           : static_cast<int>(std::thread::hardware_concurrency());
   const double quota = cgroup_cores();
-  if (quota > 0) cores = std::min(cores, std::max(1, static_cast<int>(quota + 0.5)));
+  if (quota > 0) cores = std::min(cores, std::max(1, static_cast<int>(std::lround(quota))));
   return std::max(cores, 1);
 }
 

@@ -143,10 +143,17 @@ ELAPID_INLINE Part part_load_half(const uint16_t* p) {
 
 inline constexpr int64_t kPartLanes = kLanes / kParts;
 
+// A number that is part of a type. (std::integral_constant's conversion would leave a weak symbol in a debug build.)
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+  ELAPID_INLINE constexpr operator int() const { return N; }  // NOLINT: implicit
+};
+
 // Calls f(0) … f(N−1) with constant indices: loops over registers must not survive as loops over memory.
 template <class F, int... I>
 ELAPID_INLINE void static_for_each(const F& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
+  (f(Constant<I>{}), ...);
 }
 template <int N, class F>
 ELAPID_INLINE void static_for(const F& f) {

@@ -71,7 +71,7 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
 }
 
 // The hidden states of the rows in outputs_, in the arena.
-Tensor Engine::run(std::span<const Input> inputs, const std::function<void(int64_t, const Tensor&)>* observe) {
+Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
   tokens_.clear();
   slots_.clear();
   offsets_.assign(1, 0);
@@ -84,7 +84,7 @@ Tensor Engine::run(std::span<const Input> inputs, const std::function<void(int64
   }
   const Batch batch{view(tokens_), view(offsets_), view(slots_), view(outputs_)};
   Context ctx = context();
-  return model_->hidden(ctx, {.batch = batch, .states = &states_, .observe = observe});
+  return model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
 }
 
 Tensor Engine::last_logits(std::span<const Input> inputs) {
@@ -126,17 +126,21 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
       start += p.count;
     }
   };
-  const std::function<void(int64_t, const Tensor&)> observe = [&](int64_t layer, const Tensor& residual) {
-    parts(0, residual.shape[0],
-          [&](const Piece& p, int64_t begin, int64_t end) { visitor.residual(p, layer, residual.slice(begin, end)); });
-  };
+  Observer observer;
+  if (visitor.residual) {
+    observer.residual = [&](int64_t layer, const Tensor& residual) {
+      parts(0, residual.shape[0], [&](const Piece& p, int64_t begin, int64_t end) {
+        visitor.residual(p, layer, residual.slice(begin, end));
+      });
+    };
+  }
   while (next_pieces(inputs)) {
     const Arena::Scope scope(arena_);
     int64_t total = 0;
     for (const Piece& piece : pieces_) total += piece.count;
     outputs_.resize(static_cast<size_t>(total));
     for (int64_t t = 0; t < total; ++t) outputs_[static_cast<size_t>(t)] = t;
-    const Tensor hidden = run(inputs, visitor.residual ? &observe : nullptr);
+    const Tensor hidden = run(inputs, &observer);
     for (int64_t from = 0; from < total; from += rows) {
       const Arena::Scope block(arena_);
       const int64_t to = std::min(total, from + rows);

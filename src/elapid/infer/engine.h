@@ -45,7 +45,7 @@ class Engine {
   struct Visitor {
     // After the final norm [count, d_model], and the logits [count, vocab].
     std::function<void(const Piece&, const Tensor& hidden, const Tensor& logits)> rows;
-    // The residual stream [count, d_model] as Pass::observe sees it; may be empty.
+    // The residual stream [count, d_model] as Observer::residual sees it; may be empty.
     std::function<void(const Piece&, int64_t layer, const Tensor& residual)> residual;
   };
   // Feeds every input's tokens to its slot and hands out every row. At most `rows` rows of logits exist at a time.
@@ -60,7 +60,7 @@ class Engine {
  private:
   void begin(std::span<const Input> inputs);
   bool next_pieces(std::span<const Input> inputs);
-  Tensor run(std::span<const Input> inputs, const std::function<void(int64_t, const Tensor&)>* observe);
+  Tensor run(std::span<const Input> inputs, const Observer* observer);
 
   const Model* model_;
   ThreadPool* threads_;

@@ -16,10 +16,10 @@ struct GenerateOptions {
   SamplingParams sampling;
   int64_t max_new_tokens = 256;  // 0: only feed the prompt
   int64_t sequences = 1;  // continuations of the same prompt, by forking its state; the engine needs as many slots
-  std::vector<TokenId> stop_ids;  // end of sequence; part of the result, not fed to the model
-  int64_t vocab_limit = 0;        // ids from here on are never drawn (0: the model's vocabulary)
-  std::optional<State> initial;   // continue this state: its pending ids, then the prompt
-  bool keep_state = false;        // fill Sequence::state
+  std::vector<TokenId> stop_ids{};  // end of sequence; part of the result, not fed to the model
+  int64_t vocab_limit = 0;          // ids from here on are never drawn (0: the model's vocabulary)
+  std::optional<State> initial{};   // continue this state: its pending ids, then the prompt
+  bool keep_state = false;          // fill Sequence::state
 };
 
 enum class FinishReason : uint8_t { stop, length };

@@ -21,7 +21,7 @@ Tensor Model::hidden(Context& ctx, const Pass& pass) const {
   const Tensor x = embedding(ctx, pass.batch.tokens, embedding_, config_.embedding_scale);  // [T, d_model]
   int64_t layer = 0;
   const auto observe = [&] {
-    if (pass.observe != nullptr) (*pass.observe)(layer, x);
+    if (pass.observer != nullptr && pass.observer->residual) pass.observer->residual(layer, x);
     ++layer;
   };
   observe();

@@ -19,7 +19,7 @@ void Block::forward(Context& ctx, const Tensor& x, const Pass& pass) const {
   const Arena::Scope scope(ctx.arena);
   const Tensor h = rms_norm(ctx, x, norm_, norm_eps_);
   for (const Body& body : bodies_) {
-    std::visit([&](const auto& b) { b.forward(ctx, h, x, pass); }, body);
+    std::visit([&](const auto& b) { b.forward(ctx, h, {.add = x, .out = x}, pass); }, body);
   }
 }
 

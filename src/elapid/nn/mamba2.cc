@@ -15,7 +15,7 @@ Mamba2::Mamba2(const Mamba2Config& c, int64_t layer, StateSpec& spec)
   spec.entries.push_back({"ssm", layer, {c.heads, c.head_dim, c.d_state}});
 }
 
-void Mamba2::forward(Context& ctx, const Tensor& h, const Tensor& residual, const Pass& pass) const {
+void Mamba2::forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass& pass) const {
   const int64_t d_inner = config_.d_inner(), conv_dim = config_.conv_dim(), bc = config_.groups * config_.d_state;
   const Tensor zxbcdt = in_proj_(ctx, h);                               // [T, d_inner + conv_dim + heads]
   const Tensor z = zxbcdt.columns(0, d_inner);                          // [T, d_inner]
@@ -33,8 +33,7 @@ void Mamba2::forward(Context& ctx, const Tensor& h, const Tensor& residual, cons
                      .dt_min = config_.dt_min,
                      .dt_max = config_.dt_max};
   const Tensor y = ssd_scan(ctx, scan, pass.batch, pass.state(ssm_state_));  // [T, d_inner]
-  out_proj_(ctx, gated_rms_norm(ctx, y, z, norm_, config_.norm_eps, config_.norm_groups),
-            {.add = residual, .out = residual});
+  out_proj_(ctx, gated_rms_norm(ctx, y, z, norm_, config_.norm_eps, config_.norm_groups), out);
 }
 
 void Mamba2::visit(const std::string& prefix, const ParameterVisitor& f) {

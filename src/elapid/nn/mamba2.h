@@ -28,8 +28,8 @@ class Mamba2 {
  public:
   Mamba2(const Mamba2Config& config, int64_t layer, StateSpec& spec);
 
-  // Adds the mixer's output for the normed h [T, d_model] to `residual`, in place.
-  void forward(Context& ctx, const Tensor& h, const Tensor& residual, const Pass& pass) const;
+  // The mixer's output [T, d_model] for the normed h [T, d_model] goes where `out` says.
+  void forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass& pass) const;
 
   void visit(const std::string& prefix, const ParameterVisitor& f);
   static constexpr std::string_view kName = "mamba2";

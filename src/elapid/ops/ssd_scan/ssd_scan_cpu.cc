@@ -59,7 +59,7 @@ struct Tile {
   }
 };
 
-// Covers [0, rows) × [0, columns) with tiles: f(row, column, integral_constant rows, integral_constant vectors).
+// Covers [0, rows) × [0, columns) with tiles: f(row, column, Constant rows, Constant vectors).
 // `columns` is a multiple of 16.
 template <class F>
 ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
@@ -71,9 +71,9 @@ ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
       static_for<kRows>([&](auto h) ELAPID_LAMBDA {
         if (height == h + 1) {
           if (wide) {
-            f(row, column, std::integral_constant<int, h + 1>{}, std::integral_constant<int, kVectors>{});
+            f(row, column, Constant<h + 1>{}, Constant<kVectors>{});
           } else {
-            f(row, column, std::integral_constant<int, h + 1>{}, std::integral_constant<int, 1>{});
+            f(row, column, Constant<h + 1>{}, Constant<1>{});
           }
         }
       });
