@@ -3,14 +3,15 @@
 #include "elapid/ops/attention/attention_reference.h"
 #include "tests/ops/harness.h"
 
-#include <numeric>
+#include <algorithm>
+#include <array>
 
 namespace elapid::testing {
 namespace {
 
 struct Case {
   Ragged ragged;
-  std::vector<int64_t> past;  // of the first sequences that have a slot; the others have none
+  std::array<int64_t, 5> past{};  // of the first sequences that have a slot; the others have none
   int64_t heads = 4, kv_heads = 2, head_dim = 16;
   bool strided = false;
   float scale = 0.25f;
@@ -97,7 +98,7 @@ std::vector<Case> cases() {
     int64_t heads, kv_heads, head_dim;
   } shapes[] = {{4, 2, 16}, {1, 1, 1},  {3, 1, 5},  {8, 8, 4}, {6, 3, 20},
                 {2, 1, 64}, {2, 2, 80}, {20, 1, 3}, {4, 4, 17}};
-  const std::vector<int64_t> pasts[] = {{}, {1, 64, 0, 63}, {65, 1}, {130, 127, 64}, {63, 200, 3, 128, 5}};
+  const std::array<int64_t, 5> pasts[] = {{}, {1, 64, 0, 63}, {65, 1}, {130, 127, 64}, {63, 200, 3, 128, 5}};
   size_t i = 0;
   for (const Ragged& ragged : ragged_batches()) {
     const auto& shape = shapes[i % std::size(shapes)];

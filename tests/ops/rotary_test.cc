@@ -3,12 +3,14 @@
 #include "elapid/ops/rotary/rotary_reference.h"
 #include "tests/ops/harness.h"
 
+#include <array>
+
 namespace elapid::testing {
 namespace {
 
 struct Case {
   Ragged ragged;
-  std::vector<int64_t> past;  // of the first sequences that have a slot
+  std::array<int64_t, 5> past{};  // of the first sequences that have a slot
   int64_t heads = 3, head_dim = 16, pairs = 8;
   bool interleaved = false, in_place = false, strided = false;
   float scaling = 1, alpha = 1;
@@ -44,7 +46,7 @@ Op<Case> op() {
   Op<Case> op;
   op.name = "rotary";
   const int64_t dims[][2] = {{16, 8}, {2, 1}, {64, 32}, {17, 8}, {80, 20}, {40, 17}, {5, 0}, {3, 1}};
-  const std::vector<int64_t> pasts[] = {{}, {5, 1'000'000, 63}, {70'000'000'000}};
+  const std::array<int64_t, 5> pasts[] = {{}, {5, 1'000'000, 63}, {70'000'000'000}};
   size_t i = 0;
   for (const Ragged& ragged : ragged_batches()) {
     const auto& dim = dims[i % std::size(dims)];
