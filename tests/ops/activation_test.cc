@@ -68,7 +68,7 @@ TEST(Activation, ReferencesAreTheDefinitions) {
   };
   for (const Activation act : kActivations) {
     for (size_t i = 0; i < 5; ++i) {
-      EXPECT_NEAR(reference::activation(act, x[i]).value, expected[static_cast<size_t>(act)][i], 1e-12)
+      EXPECT_NEAR(reference::activation(act, {x[i], 0}).value, expected[static_cast<size_t>(act)][i], 1e-12)
           << kNames[static_cast<size_t>(act)] << " of " << x[i];
     }
   }

@@ -55,18 +55,34 @@ class Hash {
   uint64_t lanes_[4] = {1, 2, 3, 4};
 };
 
+void describe(std::ostream& out, const Mamba2Config& m) {
+  out << "mamba2 " << m.d_state << ' ' << m.heads << ' ' << m.head_dim << ' ' << m.groups << ' ' << m.d_conv << ' '
+      << m.proj_bias << ' ' << m.conv_bias << ' ' << m.dt_min << ' ' << m.dt_max << ' ' << m.norm_eps << ' '
+      << m.norm_groups << '\n';
+}
+
+void describe(std::ostream& out, const MlpConfig& m) {
+  out << "mlp " << m.d_model << ' ' << m.d_ff << ' ' << m.d_out << ' ' << static_cast<int>(m.act) << ' ' << m.gated
+      << ' ' << m.bias << ' ' << m.gate_multiplier << ' ' << m.down_multiplier << ' ' << m.post_proj << ' '
+      << m.adapter_rank << '\n';
+}
+
+void describe(std::ostream& out, const MoeConfig& m) {
+  out << "moe " << m.d_model << ' ' << m.d_ff << ' ' << m.experts << ' ' << m.top_k << ' ' << static_cast<int>(m.act)
+      << ' ' << m.gated << ' ' << static_cast<int>(m.routing) << ' ' << m.groups << ' ' << m.top_groups << ' '
+      << m.normalize << ' ' << m.routed_scale << ' ' << m.correction_bias << ' ' << m.d_latent << ' ' << m.latent_bias
+      << '\n';
+}
+
 // Everything of the configuration that shapes a state or its continuation.
 std::string described(const ModelConfig& c) {
   std::ostringstream out;
   out << std::hexfloat << c.family << ' ' << c.vocab << ' ' << c.d_model << ' ' << c.norm_eps << ' ' << c.tied_head
       << ' ' << c.embedding_scale << ' ' << c.logit_scale << '\n';
-  const auto describe = [&](const Mamba2Config& m) {
-    out << "mamba2 " << m.d_state << ' ' << m.heads << ' ' << m.head_dim << ' ' << m.groups << ' ' << m.d_conv << ' '
-        << m.proj_bias << ' ' << m.conv_bias << ' ' << m.dt_min << ' ' << m.dt_max << ' ' << m.norm_eps << ' '
-        << m.norm_groups << '\n';
-  };
   for (const BlockConfig& block : c.blocks) {
-    for (const BodyConfig& body : block.bodies) std::visit(describe, body);
+    for (const BodyConfig& body : block.bodies) {
+      std::visit([&](const auto& config) { describe(out, config); }, body);
+    }
     out << "block\n";
   }
   return out.str();

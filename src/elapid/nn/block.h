@@ -3,14 +3,16 @@
 // Block: a norm and the bodies that read it and add into the residual stream.
 
 #include "elapid/nn/mamba2.h"
+#include "elapid/nn/mlp.h"
+#include "elapid/nn/moe.h"
 
 #include <variant>
 #include <vector>
 
 namespace elapid {
 
-using BodyConfig = std::variant<Mamba2Config>;
-using Body = std::variant<Mamba2>;
+using BodyConfig = std::variant<Mamba2Config, MlpConfig, MoeConfig>;
+using Body = std::variant<Mamba2, Mlp, Moe>;
 
 struct BlockConfig {
   std::vector<BodyConfig> bodies;

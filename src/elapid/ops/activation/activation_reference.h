@@ -28,10 +28,10 @@ inline Approximate gelu_tanh(double x) {
   return {value, std::abs(value) * (below * (g_error + kRounding * kExpError) + 2 * kRounding)};
 }
 
-// act(m · x) of a float32 x.
-inline Approximate activation(Activation act, double x, double multiplier = 1) {
-  const double u = multiplier * x;
-  const double u_error = multiplier == 1 ? 0 : kRounding * std::abs(u) + kUnderflow;
+// act(m · x) of an x that may itself be wrong.
+inline Approximate activation(Activation act, Approximate x, double multiplier = 1) {
+  const double u = multiplier * x.value;
+  const double u_error = std::abs(multiplier) * x.error + (multiplier == 1 ? 0 : kRounding * std::abs(u) + kUnderflow);
   constexpr double kSteepestGelu = 1.13;
   switch (act) {
     case Activation::silu: {
@@ -46,8 +46,11 @@ inline Approximate activation(Activation act, double x, double multiplier = 1) {
       const Approximate y = gelu_tanh(u);
       return {y.value, y.error + kSteepestGelu * u_error};
     }
-    case Activation::relu: return {std::max(u, 0.0), u > 0 ? u_error : 0};
-    case Activation::relu2: return {u > 0 ? u * u : 0, u > 0 ? kRounding * u * u + 2 * u * u_error : 0};
+    case Activation::relu: return {std::max(u, 0.0), u > -u_error ? u_error : 0};
+    case Activation::relu2: {
+      const double r = std::max(u, 0.0), r_error = u > -u_error ? u_error : 0;
+      return {r * r, kRounding * r * r + (2 * r + r_error) * r_error};
+    }
   }
   return {0, 0};
 }
@@ -64,7 +67,7 @@ inline Expected activation(const ActivationInputs& in) {
   Expected y(in.x.rows, width);
   for (int64_t t = 0; t < in.x.rows; ++t) {
     for (int64_t j = 0; j < width; ++j) {
-      const Approximate a = activation(in.act, in.x(t, j), in.gate_multiplier);
+      const Approximate a = activation(in.act, {in.x(t, j), 0}, in.gate_multiplier);
       const double up = in.gated ? in.x(t, width + j) : 1;
       y.value(t, j) = a.value * up;
       y.tolerance(t, j) = a.error * std::abs(up) + (in.gated ? kRounding * std::abs(a.value * up) : 0) + 2 * kUnderflow;
