@@ -4,6 +4,8 @@
 // later block to read.
 
 #include "elapid/nn/mamba2.h"
+#include "elapid/nn/mlp.h"
+#include "elapid/nn/moe.h"
 #include "elapid/nn/norm.h"
 
 #include <variant>
@@ -11,8 +13,8 @@
 
 namespace elapid {
 
-using BodyConfig = std::variant<Mamba2Config>;
-using Body = std::variant<Mamba2>;
+using BodyConfig = std::variant<Mamba2Config, MlpConfig, MoeConfig>;
+using Body = std::variant<Mamba2, Mlp, Moe>;
 
 // A body in its place: multipliers that some families put around it.
 struct BodyUse {
