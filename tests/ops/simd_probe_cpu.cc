@@ -28,6 +28,7 @@ void run(Cpu, const SimdProbe& a) {
     case SimdFunction::exp: return map(a, [](const F32& x) ELAPID_LAMBDA { return exp(x); });
     case SimdFunction::log: return map(a, [](const F32& x) ELAPID_LAMBDA { return log(x); });
     case SimdFunction::log1p: return map(a, [](const F32& x) ELAPID_LAMBDA { return log1p(x); });
+    case SimdFunction::erf: return map(a, [](const F32& x) ELAPID_LAMBDA { return erf(x); });
     case SimdFunction::silu: return map(a, [](const F32& x) ELAPID_LAMBDA { return silu(x, broadcast(1.0f), zero()); });
     case SimdFunction::softplus:
       return map(a, [](const F32& x) ELAPID_LAMBDA { return softplus(x, broadcast(20.0f)); });

@@ -38,6 +38,9 @@ class MappedFile {
   size_t size_;
 };
 
+// Whether `path` is a folder, or a link to one; whatever else it is, no.
+bool is_folder(const std::filesystem::path& path);
+
 // The whole regular file as text. `limit` bounds the size in bytes.
 std::string read_text_file(const std::filesystem::path& path, int64_t limit = int64_t{1} << 30);
 

@@ -80,10 +80,11 @@ struct Sequences {
 
 inline constexpr double kRounding = 0x1p-24;    // u
 inline constexpr double kUnderflow = 0x1p-149;  // the smallest subnormal: what a product may lose near zero
-// exp, log and log1p of cpu/simd.h are within 1.25, 1.5 and 1.5 ulp (tests/ops/simd_test.cc holds them to that); an ulp
-// is at most 2 u.
+// exp, log, log1p and erf of cpu/simd.h are within 1.25, 1.5, 1.5 and 1.5 ulp (tests/ops/simd_test.cc holds them to
+// that); an ulp is at most 2 u.
 inline constexpr double kExpError = 2.5;
 inline constexpr double kLogError = 3;
+inline constexpr double kErfError = 3;
 
 // How often a term of a sum of n terms is rounded, in effect. At most n times. The roundings are independent, and each
 // is at most uniform in ±u, with standard deviation u/√3: 4 √n u is 6.9 standard deviations (Higham & Mary 2019, "A new
