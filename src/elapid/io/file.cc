@@ -121,12 +121,19 @@ std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {
   return file;
 }
 
+std::shared_ptr<const MappedFile> MappedFile::from_memory(const fs::path& path, Buffer memory) {
+  const auto* const data = static_cast<const std::byte*>(memory.data());
+  const std::shared_ptr<MappedFile> file(new MappedFile(path, data, static_cast<size_t>(memory.bytes())));
+  file->memory_ = std::move(memory);
+  return file;
+}
+
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ != nullptr && memory_.data() == nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::drop_pages(Bytes range) const {
-  if (range.empty()) return;
+  if (range.empty() || memory_.data() != nullptr) return;
   assert(range.data() >= data_ && range.data() + range.size() <= data_ + size_);
   const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const auto offset = static_cast<size_t>(range.data() - data_);  // the mapping itself begins at a page

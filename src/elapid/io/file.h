@@ -2,6 +2,8 @@
 
 // Files: read-only mappings, and writing so that a failure leaves nothing behind.
 
+#include "elapid/core/buffer.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -20,6 +22,8 @@ using Bytes = std::span<const std::byte>;
 class MappedFile {
  public:
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  // Memory that stands for a part of the file at `path` which could not be used as it is there.
+  static std::shared_ptr<const MappedFile> from_memory(const std::filesystem::path& path, Buffer memory);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -28,7 +32,7 @@ class MappedFile {
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
   // Tells the kernel that the resident pages of this range are no longer needed here (they stay in the page cache):
-  // after weights were packed, memory holds them once.
+  // after weights were packed, memory holds them once. Nothing happens to memory that stands for a file.
   void drop_pages(Bytes range) const;
 
  private:
@@ -36,6 +40,7 @@ class MappedFile {
   std::filesystem::path path_;
   const std::byte* data_;
   size_t size_;
+  Buffer memory_;  // what data_ points into, unless it is a mapping
 };
 
 // The whole regular file as text. `limit` bounds the size in bytes.
