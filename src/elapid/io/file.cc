@@ -166,6 +166,11 @@ std::string read_text_file(const fs::path& path, int64_t limit) {
   return text;
 }
 
+void sync_folder(const fs::path& folder) {
+  const Descriptor descriptor(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (descriptor.get() >= 0) ::fsync(descriptor.get());
+}
+
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
   fs::path target = follow_links(path_);
   struct stat status {};
@@ -212,9 +217,7 @@ void AtomicFile::commit() {
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_to_write(path_, message_of(errno));
   temporary_.clear();
   // The rename itself must survive a crash too; not every file system can sync a folder, and the contents are safe.
-  const fs::path folder = path_.has_parent_path() ? path_.parent_path() : fs::path(".");
-  const Descriptor descriptor(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  if (descriptor.get() >= 0) ::fsync(descriptor.get());
+  sync_folder(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
 }
 
 }  // namespace elapid

@@ -46,6 +46,9 @@ class MappedFile {
 // The whole regular file as text. `limit` bounds the size in bytes.
 std::string read_text_file(const std::filesystem::path& path, int64_t limit = int64_t{1} << 30);
 
+// Makes the names of a folder's files survive a crash, where the file system can.
+void sync_folder(const std::filesystem::path& folder);
+
 // Writes to a temporary file beside `path` and renames it over `path` in commit(): readers see the old file or the
 // whole new one; without commit() nothing is left behind. A symbolic link is followed, not replaced; an existing file's
 // mode is kept. What cannot be replaced (a terminal, a pipe, /dev/stdout) is written directly.

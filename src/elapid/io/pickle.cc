@@ -187,8 +187,7 @@ class PickleMachine {
   }
   void extend(Kind kind, const std::vector<PickleValue>& values) {
     const PickleValue& container = top();
-    check(container.kind == kind, "must add to a ", kind == Kind::list ? "list" : "dict", ", got ",
-          container);
+    check(container.kind == kind, "must add to a ", kind == Kind::list ? "list" : "dict", ", got ", container);
     check(kind == Kind::list || values.size() % 2 == 0, "a dict's keys must have values, got an odd number of both");
     std::vector<PickleValue>& items = node(container);
     items.insert(items.end(), values.begin(), values.end());
@@ -306,8 +305,8 @@ class PickleMachine {
       }
       case Op::stack_global: {
         const PickleValue name = pop(), module = pop();
-        check(name.kind == Kind::text && module.kind == Kind::text, "a global must be named by two texts, got ",
-              module, " and ", name);
+        check(name.kind == Kind::text && module.kind == Kind::text, "a global must be named by two texts, got ", module,
+              " and ", name);
         push_global(module.text, name.text);
         break;
       }

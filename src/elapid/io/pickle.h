@@ -1,8 +1,8 @@
 #pragma once
 
 // Python's pickle format as torch.save writes it (protocols 2 to 5), read as data. A pickle is a program that builds
-// objects by calling what it names; here a name must be on the reader's list, and a call is recorded, never made. Memory
-// is a small multiple of the pickle's own size whatever it says, and nothing recurses.
+// objects by calling what it names; here a name must be on the reader's list, and a call is recorded, never made.
+// Memory is a small multiple of the pickle's own size whatever it says, and nothing recurses.
 
 #include "elapid/io/file.h"
 

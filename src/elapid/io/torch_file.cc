@@ -135,7 +135,8 @@ class TorchReader {
       root = name.substr(0, name.size() - kPickle.size());
     }
     const auto pickle = members.find(root + std::string(kPickle));
-    require(pickle != members.end(), what_, ": must have a data.pkl as torch.save writes it, got a zip archive without");
+    require(pickle != members.end(), what_,
+            ": must have a data.pkl as torch.save writes it, got a zip archive without");
     const auto order = members.find(root + "/byteorder");
     if (order != members.end()) {
       const std::string_view text(reinterpret_cast<const char*>(order->second.data()), order->second.size());
@@ -244,7 +245,7 @@ class TorchReader {
                     is_tensor(next) ? "a tensor" : "a storage"));
       }
       if (!is_plain_call && next.kind != Kind::tuple && next.kind != Kind::list && next.kind != Kind::dict) continue;
-      if (std::exchange(seen_[static_cast<size_t>(next.number)], true)) continue;
+      if (std::exchange(seen_[static_cast<size_t>(next.number)], 1) != 0) continue;
       const auto inner = items(next);
       waiting.insert(waiting.end(), inner.begin(), inner.end());
     }
@@ -296,7 +297,8 @@ class TorchReader {
     Storage storage = find_storage(arguments[0], place);
     if (function == Name::rebuild_tensor_v3) {
       const PickleValue& dtype = arguments[6];
-      require(dtype.kind == Kind::global && is_in(dtype.number, kFirstDType), place, ": must have a dtype, got ", dtype);
+      require(dtype.kind == Kind::global && is_in(dtype.number, kFirstDType), place, ": must have a dtype, got ",
+              dtype);
       storage.dtype = kDTypes[static_cast<size_t>(dtype.number) - kFirstDType];
     } else {
       require(!storage.is_untyped, place, ": its storage must have a type, got an untyped one");
@@ -316,8 +318,8 @@ class TorchReader {
   // ("storage", class, key, location, elements) and, in the legacy format, what part of it is meant
   StorageId parse_storage_id(const PickleValue& id, const std::string& place) const {
     const auto parts = items(id);
-    require((parts.size() == 5 || parts.size() == 6) && parts[0].kind == Kind::text && parts[0].text == "storage", place,
-            ": its storage must be named by (\"storage\", class, key, location, size), got another tuple");
+    require((parts.size() == 5 || parts.size() == 6) && parts[0].kind == Kind::text && parts[0].text == "storage",
+            place, ": its storage must be named by (\"storage\", class, key, location, size), got another tuple");
     require(parts[1].kind == Kind::global && std::cmp_greater_equal(parts[1].number, kFirstStorage) &&
                 std::cmp_less(parts[1].number, kFirstOther) && !is_in(parts[1].number, kFirstDType),
             place, ": its storage must be of a storage class, got ", parts[1]);
@@ -455,7 +457,7 @@ class TorchReader {
   std::shared_ptr<const MappedFile> file_;
   std::unique_ptr<Pickle> pickle_;
   std::map<std::string, Bytes, std::less<>> storages_;  // by key
-  std::vector<bool> seen_;                              // nodes of the pickle without tensors
+  std::vector<uint8_t> seen_;                           // nodes of the pickle without tensors
 };
 
 }  // namespace
@@ -465,6 +467,8 @@ StoredTensors read_torch_file(const std::filesystem::path& path) {
   return TorchReader(file->bytes(), path.string(), file).read();
 }
 
-StoredTensors parse_torch_file(Bytes bytes, const std::string& what) { return TorchReader(bytes, what, nullptr).read(); }
+StoredTensors parse_torch_file(Bytes bytes, const std::string& what) {
+  return TorchReader(bytes, what, nullptr).read();
+}
 
 }  // namespace elapid

@@ -133,8 +133,9 @@ class ZipReader {
              begin = number_at<uint32_t>(at + 42);
     read_zip64(at + kCentralSize + name_size, extra_size, place, {&size, &stored, &begin});
     require((flags & kEncrypted) == 0, place, ": must not be encrypted, got encrypted data");
-    require(method == kStored && stored == size, place, ": must be stored as torch.save does, got compressed data (method ",
-            method, ", ", stored, " for ", size, " bytes)");
+    require(method == kStored && stored == size, place,
+            ": must be stored as torch.save does, got compressed data (method ", method, ", ", stored, " for ", size,
+            " bytes)");
 
     // Members come before the directory.
     require(begin <= directory.begin && directory.begin - begin >= kLocalSize &&
@@ -156,7 +157,8 @@ class ZipReader {
   }
 
   // Replaces the numbers that are too large for the entry, in this order, from its extra fields.
-  void read_zip64(uint64_t at, uint64_t size, const std::string& place, std::initializer_list<uint64_t*> numbers) const {
+  void read_zip64(uint64_t at, uint64_t size, const std::string& place,
+                  std::initializer_list<uint64_t*> numbers) const {
     if (std::ranges::none_of(numbers, [](const uint64_t* n) { return *n == kElsewhere32; })) return;
     const uint64_t end = at + size;
     while (end - at >= 4 && number_at<uint16_t>(at) != kZip64Extra) {

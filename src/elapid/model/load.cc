@@ -1,7 +1,7 @@
 #include "elapid/model/load.h"
 
 #include "elapid/core/error.h"
-#include "elapid/io/safetensors.h"
+#include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
@@ -28,7 +28,7 @@ bool same_bytes(const Tensor& a, const Tensor& b) {
 
 // A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
 // counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Safetensors& weights,
+void untie_if_different(ModelConfig& config, const Checkpoint& weights,
                         const std::map<std::string, std::string>& names) {
   const std::string &head = names.at(std::string(kHead)), &embedding = names.at(std::string(kEmbedding));
   if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
@@ -48,7 +48,7 @@ ModelConfig load_config(const std::filesystem::path& folder) {
 
 std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads, const LoadOptions&) {
   ModelConfig config = load_config(folder);
-  const auto weights = std::make_shared<const Safetensors>(Safetensors::open_folder(folder));
+  const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
   std::map<std::string, std::string> names;
   for (const NameRule& rule : find_family(config.family, folder.string()).names(config)) {
     names.emplace(rule.ours, rule.theirs);
