@@ -1,7 +1,7 @@
 #include "elapid/model/load.h"
 
 #include "elapid/core/error.h"
-#include "elapid/io/safetensors.h"
+#include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
@@ -40,7 +40,7 @@ Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole) {
 
 // A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
 // counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Safetensors& weights, const Rules& rules) {
+void untie_if_different(ModelConfig& config, const Checkpoint& weights, const Rules& rules) {
   const std::string &head = rules.at(kHead).front().theirs, &embedding = rules.at(kEmbedding).front().theirs;
   if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
   if (same_bytes(weights.at(head), weights.at(embedding))) return;
@@ -59,7 +59,7 @@ ModelConfig load_config(const std::filesystem::path& folder) {
 
 std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads) {
   ModelConfig config = load_config(folder);
-  const auto weights = std::make_shared<const Safetensors>(Safetensors::open_folder(folder));
+  const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
   const Family& family = find_family(config.family, folder.string());
   Rules rules;
   for (NameRule& rule : family.names(config).take()) rules[rule.ours].push_back(std::move(rule));

@@ -9,7 +9,7 @@
 
 namespace elapid {
 
-// Loads a Hugging Face folder: config.json, and model.safetensors or its shards. `threads` pack the weights. Missing or
+// Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
 // unknown tensors, shapes that do not follow from the config, config keys that change the mathematics in a way this
 // engine does not compute: each is an Error that names it.
 std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads);
