@@ -4,11 +4,13 @@
 #include "elapid/infer/engine.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/ops/cross_entropy/cross_entropy.h"
+#include "elapid/ops/moe/aux_loss.h"
 
 #include <algorithm>
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <map>
 #include <optional>
 
 namespace elapid::cli {
@@ -182,7 +184,7 @@ class Forward {
     const Tensor logits = add_rows("logits", config_.vocab), last = add_rows("last_hidden_state", config_.d_model);
     std::vector<Tensor> hidden;
     if (options_.hidden_states) {
-      for (size_t i = 0; i <= config_.blocks.size(); ++i) {
+      for (int64_t i = 0; i <= config_.layers(); ++i) {
         hidden.push_back(add_rows(concat("hidden_states.", i), config_.d_model));
       }
     }
@@ -223,10 +225,50 @@ class Forward {
         put(hidden.at(static_cast<size_t>(layer)), piece, residual);
       };
     }
+    std::map<int64_t, Tensor> routers, attentions;  // by layer, made when the first piece comes
+    std::optional<AuxLoss> aux_loss;
+    if (options_.router_logits) {
+      visitor.router_logits = [&](const Piece& piece, int64_t layer, const Tensor& l) {
+        Tensor& target = routers[layer];
+        if (!target) {
+          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * inputs_.length, l.cols()});
+        }
+        put(target, piece, l);
+        if (!aux_loss) aux_loss.emplace(l.cols(), top_k());
+        aux_loss->add(l);
+      };
+    }
+    if (options_.attentions) {
+      visitor.attentions = [&](const Piece& piece, int64_t layer, const Tensor& weights) {
+        Tensor& target = attentions[layer];
+        const int64_t heads = weights.shape[0], length = inputs_.length;
+        if (!target) target = outputs_.add(concat("attentions.", layer), {inputs_.batch, heads, length, length});
+        const int64_t r = rows[static_cast<size_t>(piece.input)];
+        const std::vector<int64_t>& positions = inputs_.rows[static_cast<size_t>(r)].positions;
+        for (int64_t h = 0; h < heads; ++h) {
+          for (int64_t i = 0; i < piece.count; ++i) {
+            const float* from = weights.row<float>(h * piece.count + i);
+            float* to = target.row<float>((r * heads + h) * length + positions[static_cast<size_t>(piece.first + i)]);
+            for (int64_t j = 0; j <= piece.first + i; ++j) to[positions[static_cast<size_t>(j)]] = from[j];
+          }
+        }
+      };
+    }
     engine_.all_logits(inputs, visitor);
+    if (aux_loss) *outputs_.add("aux_loss", {}).ptr<float>() = static_cast<float>(aux_loss->value());
     if (!inputs_.has_labels) return;
     require(loss.count > 0, "forward: labels must hold one that counts after the first unmasked token, got none");
     *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
+  }
+
+  // Experts a token takes; the auxiliary loss spans all layers, which agree on it.
+  [[nodiscard]] int64_t top_k() const {
+    for (const BlockConfig& block : config_.blocks) {
+      for (const BodyUse& use : block.bodies) {
+        if (const auto* moe = std::get_if<MoeConfig>(&use.config)) return moe->top_k;
+      }
+    }
+    return 0;
   }
 
   void states() {
@@ -300,8 +342,8 @@ Run prepare_forward(Flags& flags) {
   o->model.add(flags);
   flags.flag("--hidden-states", o->hidden_states, "Also hidden_states.{i}: 0 after the embedding, i after layer i");
   flags.flag("--states", o->states, "Also state.{i}.{kind}, after input_ids and before step_ids");
-  flags.flag("--router-logits", o->router_logits, "Also router_logits.{i}, for models with experts");
-  flags.flag("--attentions", o->attentions, "Also attentions.{i}, for models with attention");
+  flags.flag("--router-logits", o->router_logits, "Also router_logits.{i} [B*L, experts] of layers with experts, and aux_loss");
+  flags.flag("--attentions", o->attentions, "Also attentions.{i} [B, heads, L, L] of layers with attention");
   add_chunk(flags, o->chunk);
   flags.footer(
       "Masked positions are taken out of their rows, wherever they are: a row's results are those of the row alone.");

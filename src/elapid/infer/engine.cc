@@ -126,12 +126,19 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
       start += p.count;
     }
   };
+  // Rows of the whole forward call, piece by piece.
+  const auto by_piece = [&](const auto& receive) {
+    return [&](int64_t layer, const Tensor& rows) {
+      parts(0, rows.shape[0],
+            [&](const Piece& p, int64_t begin, int64_t end) { receive(p, layer, rows.slice(begin, end)); });
+    };
+  };
   Observer observer;
-  if (visitor.residual) {
-    observer.residual = [&](int64_t layer, const Tensor& residual) {
-      parts(0, residual.shape[0], [&](const Piece& p, int64_t begin, int64_t end) {
-        visitor.residual(p, layer, residual.slice(begin, end));
-      });
+  if (visitor.residual) observer.residual = by_piece(visitor.residual);
+  if (visitor.router_logits) observer.router_logits = by_piece(visitor.router_logits);
+  if (visitor.attentions) {
+    observer.attentions = [&](int64_t layer, int64_t sequence, const Tensor& weights) {
+      visitor.attentions(pieces_[static_cast<size_t>(sequence)], layer, weights);
     };
   }
   while (next_pieces(inputs)) {

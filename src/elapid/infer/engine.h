@@ -45,8 +45,12 @@ class Engine {
   struct Visitor {
     // After the final norm [count, d_model], and the logits [count, vocab].
     std::function<void(const Piece&, const Tensor& hidden, const Tensor& logits)> rows;
-    // The residual stream [count, d_model] as Observer::residual sees it; may be empty.
+    // The rest may be empty. The residual stream [count, d_model] and what routers say [count, experts], as Observer
+    // sees them.
     std::function<void(const Piece&, int64_t layer, const Tensor& residual)> residual;
+    std::function<void(const Piece&, int64_t layer, const Tensor& logits)> router_logits;
+    // Attention weights [heads, count, first + count] of a piece that is its sequence's next.
+    std::function<void(const Piece&, int64_t layer, const Tensor& weights)> attentions;
   };
   // Feeds every input's tokens to its slot and hands out every row. At most `rows` rows of logits exist at a time.
   void all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows = 64);

@@ -49,16 +49,53 @@ void untie_if_different(ModelConfig& config, const Checkpoint& weights, const Ru
                                 ": the head is the checkpoint's own"));
 }
 
-}  // namespace
-
-ModelConfig load_config(const std::filesystem::path& folder) {
-  require(is_folder(folder), "load model: must be a folder, got ", folder.string());
-  const std::filesystem::path path = folder / "config.json";
-  return parse_config(read_text_file(path, kConfigLimit), path.string());
+// Where it makes a difference, n_groups > 1, original checkpoints norm per group and transformers' Mamba2 class over the
+// whole width. A folder with Mistral's params.json was trained per group, even when its config.json names that class.
+void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::optional<GatedNorm>& asked) {
+  bool matters = false, per_group = false;
+  for (BlockConfig& block : config.blocks) {
+    for (BodyUse& use : block.bodies) {
+      auto* mixer = std::get_if<Mamba2Config>(&use.config);
+      if (mixer == nullptr || mixer->groups == 1 || !mixer->gated_norm) continue;
+      if (asked || trained_per_group) {
+        mixer->norm_groups = asked.value_or(GatedNorm::group) == GatedNorm::group ? mixer->groups : 1;
+      }
+      matters = true;
+      per_group = mixer->norm_groups > 1;
+    }
+  }
+  if (!matters) return;
+  config.notes.push_back(concat("the gated norm ", per_group ? "works per group" : "covers the whole width",
+                                asked                                  ? ", as asked"
+                                : per_group                            ? ", as this checkpoint was trained"
+                                                                       : ", as in transformers' class"));
 }
 
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads) {
-  ModelConfig config = load_config(folder);
+bool holds(const std::filesystem::path& folder, const char* file) {
+  std::error_code ignored;
+  return std::filesystem::symlink_status(folder / file, ignored).type() != std::filesystem::file_type::not_found;
+}
+
+}  // namespace
+
+ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& options) {
+  require(is_folder(folder), "load model: must be a folder, got ", folder.string());
+  const bool mistral = holds(folder, "params.json");
+  // Mistral's names, unless the folder has weights in transformers' layout as well.
+  const bool mistral_weights = mistral && !holds(folder, "model.safetensors") &&
+                               !holds(folder, "model.safetensors.index.json") && !holds(folder, "pytorch_model.bin") &&
+                               !holds(folder, "pytorch_model.bin.index.json");
+  const std::filesystem::path path = folder / (mistral_weights ? "params.json" : "config.json");
+  const std::string text = read_text_file(path, kConfigLimit);
+  ModelConfig config = mistral_weights ? kMistralMambaFamily.config(parse_json(text, path.string()), path.string())
+                                       : parse_config(text, path.string());
+  choose_gated_norm(config, mistral, options.gated_norm);
+  return config;
+}
+
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads,
+                                  const LoadOptions& options) {
+  ModelConfig config = load_config(folder, options);
   const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
   const Family& family = find_family(config.family, folder.string());
   Rules rules;

@@ -124,9 +124,6 @@ ModelConfig read_config(const Json& json, const std::string& what) {
     mamba1 = read_mamba1(mixer_reader, config.d_model);
   } else {
     mamba2 = read_mamba2(mixer_reader, config.d_model);
-    if (mamba2.mixer.groups > 1 && mamba2.mixer.gated_norm) {
-      config.notes.emplace_back("the gated norm works per group, as these checkpoints were trained");
-    }
   }
   std::vector<bool> attends(static_cast<size_t>(layers), false);
   for (const int64_t i : reader.integers("attn_layer_idx")) {
