@@ -69,18 +69,21 @@ struct Sequence {
 inline std::vector<float> run(const Model& model, Context& ctx, const std::vector<Sequence>& sequences,
                               StatePool* states = nullptr, std::vector<std::vector<float>>* residuals = nullptr) {
   std::vector<TokenId> tokens;
-  std::vector<int64_t> offsets = {0}, slots, outputs;
+  std::vector<int64_t> offsets = {0}, slots, outputs, past;
   for (const Sequence& s : sequences) {
     tokens.insert(tokens.end(), s.tokens.begin(), s.tokens.end());
     offsets.push_back(static_cast<int64_t>(tokens.size()));
     slots.push_back(s.slot);
+    past.push_back(s.slot == kNoSlot ? 0 : states->length(s.slot));
+    if (s.slot != kNoSlot) states->extend(s.slot, static_cast<int64_t>(s.tokens.size()));
   }
   for (size_t i = 0; i < tokens.size(); ++i) outputs.push_back(static_cast<int64_t>(i));
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
   const Batch batch{.tokens = Tensor(tokens.data(), DType::i32, {size(tokens)}),
                     .offsets = Tensor(offsets.data(), DType::i64, {size(offsets)}),
                     .slots = Tensor(slots.data(), DType::i64, {size(slots)}),
-                    .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)})};
+                    .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)}),
+                    .past = Tensor(past.data(), DType::i64, {size(past)})};
   Observer observer;
   observer.residual = [&](int64_t, const Tensor& x) {
     residuals->emplace_back(x.ptr<float>(), x.ptr<float>() + x.size());
@@ -88,6 +91,9 @@ inline std::vector<float> run(const Model& model, Context& ctx, const std::vecto
   const Arena::Scope scope(ctx.arena);
   const Pass pass{.batch = batch, .states = states, .observer = residuals == nullptr ? nullptr : &observer};
   const Tensor logits = model.logits(ctx, model.hidden(ctx, pass));
+  for (const Sequence& s : sequences) {
+    if (s.slot != kNoSlot) states->advance(s.slot, static_cast<int64_t>(s.tokens.size()));
+  }
   return {logits.ptr<float>(), logits.ptr<float>() + logits.size()};
 }
 

@@ -74,6 +74,7 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
 Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
   tokens_.clear();
   slots_.clear();
+  past_.clear();
   offsets_.assign(1, 0);
   for (const Piece& piece : pieces_) {
     const Input& input = inputs[static_cast<size_t>(piece.input)];
@@ -81,10 +82,20 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
     tokens_.insert(tokens_.end(), begin, begin + piece.count);
     offsets_.push_back(offsets_.back() + piece.count);
     slots_.push_back(input.slot);
+    past_.push_back(input.slot == kNoSlot ? 0 : states_.length(input.slot));
+    if (input.slot != kNoSlot) states_.extend(input.slot, piece.count);
   }
-  const Batch batch{view(tokens_), view(offsets_), view(slots_), view(outputs_)};
+  const Batch batch{.tokens = view(tokens_),
+                    .offsets = view(offsets_),
+                    .slots = view(slots_),
+                    .outputs = view(outputs_),
+                    .past = view(past_)};
   Context ctx = context();
-  return model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
+  const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
+  }
+  return hidden;
 }
 
 Tensor Engine::last_logits(std::span<const Input> inputs) {

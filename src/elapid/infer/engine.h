@@ -74,7 +74,7 @@ class Engine {
   // Of the forward call being built: reused, so that they stop growing.
   std::vector<Piece> pieces_;
   std::vector<TokenId> tokens_;
-  std::vector<int64_t> offsets_, slots_, outputs_;
+  std::vector<int64_t> offsets_, slots_, past_, outputs_;
   // Of the whole call.
   std::vector<int64_t> fed_;  // tokens of each input that earlier forward calls took
   std::vector<uint8_t> slot_used_;
