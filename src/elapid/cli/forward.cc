@@ -272,26 +272,32 @@ class Forward {
   }
 
   void states() {
-    const auto& entries = engine_.model().state_spec()->entries;
-    for (size_t e = 0; e < entries.size(); ++e) {
-      const StateEntry& entry = entries[e];
-      const std::string name = concat("state.", entry.layer, ".", entry.kind);
-      const Tensor pool = engine_.states().entry(static_cast<int64_t>(e));
-      const bool window = entry.kind == "conv";  // [time, channels] in the pool, [channels, time] outside
-      Shape shape;
-      shape.rank = entry.shape.rank + 1;
-      shape.dims[0] = inputs_.batch;
-      std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
-      if (window) std::swap(shape.dims[1], shape.dims[2]);
-      float* target = outputs_.add(name, shape).ptr<float>();
-      for (const Slot& slot : slots_) {
-        const auto* source = static_cast<const float*>(pool.slice(slot.index(), slot.index() + 1).data);
-        const int64_t size = entry.shape.size(), times = entry.shape[0], channels = window ? entry.shape[1] : 0;
-        if (!window) std::copy_n(source, size, target);
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t t = 0; t < times; ++t) target[c * times + t] = source[t * channels + c];
+    std::vector<State> saved;
+    for (const Slot& slot : slots_) saved.push_back(engine_.states().save(slot, {}));
+    for (int64_t e = 0; e < saved.front().entry_count(); ++e) {
+      const StateEntry& entry = saved.front().declared(e);
+      // A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads, width] and
+      // [heads, time, width], left-aligned in the longest row's time.
+      const bool window = entry.kind == "conv";
+      const int64_t outer = entry.per_token() ? entry.shape[0] : window ? entry.shape[1] : 1;
+      const int64_t inner = entry.per_token() ? entry.shape[1] : window ? 1 : entry.shape.size();
+      const int64_t times = entry.per_token() ? inputs_.length : window ? entry.shape[0] : 1;
+      Shape shape(inputs_.batch, outer, times, inner);
+      if (window) shape = {inputs_.batch, outer, times};
+      if (!window && !entry.per_token()) {
+        shape.rank = entry.shape.rank + 1;
+        std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
+      }
+      float* target = outputs_.add(concat("state.", entry.layer, ".", entry.kind), shape).ptr<float>();
+      for (const State& state : saved) {
+        const auto* source = state.entry(e).ptr<float>();
+        const int64_t length = entry.per_token() ? state.length() : times;
+        for (int64_t t = 0; t < length; ++t) {
+          for (int64_t o = 0; o < outer; ++o, source += inner) {
+            std::copy_n(source, inner, target + (o * times + t) * inner);
+          }
         }
-        target += size;
+        target += outer * times * inner;
       }
     }
   }
