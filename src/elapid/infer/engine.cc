@@ -139,9 +139,9 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
   };
   // Rows of the whole forward call, piece by piece.
   const auto by_piece = [&](const auto& receive) {
-    return [&](int64_t layer, const Tensor& rows) {
-      parts(0, rows.shape[0],
-            [&](const Piece& p, int64_t begin, int64_t end) { receive(p, layer, rows.slice(begin, end)); });
+    return [&](int64_t layer, const Tensor& all) {
+      parts(0, all.shape[0],
+            [&](const Piece& p, int64_t begin, int64_t end) { receive(p, layer, all.slice(begin, end)); });
     };
   };
   Observer observer;
