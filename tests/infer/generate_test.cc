@@ -257,7 +257,8 @@ TEST_P(GreedyConformance, IdsAreThoseOfTransformers) {
   }
   for (size_t i = 0; i < got.size(); ++i) {
     float margin = std::numeric_limits<float>::infinity();
-    if (want.contains("greedy.margins")) std::memcpy(&margin, static_cast<const char*>(want.at("greedy.margins").data) + i * sizeof margin, sizeof margin);
+    if (want.contains("greedy.margins"))
+      std::memcpy(&margin, static_cast<const char*>(want.at("greedy.margins").data) + i * sizeof margin, sizeof margin);
     if (margin <= 2 * tolerance) return;
     ASSERT_EQ(got[i], output[prompt.size() + i]) << "token " << i;
   }

@@ -181,7 +181,8 @@ TEST_P(ModelConformance, RowsAloneAgreeAndBatchesAreBitIdentical) {
 
 TEST(ModelConformanceCases, AreAllThere) { EXPECT_GE(conformance_cases().size(), 36u); }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ModelConformance, ::testing::ValuesIn(conformance_cases()), [](const auto& one) { return test_name(one.param); });
+INSTANTIATE_TEST_SUITE_P(Cases, ModelConformance, ::testing::ValuesIn(conformance_cases()),
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 }  // namespace elapid::testing

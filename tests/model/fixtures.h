@@ -24,7 +24,6 @@ inline fs::path data_folder() { return fs::path(ELAPID_SOURCE_DIR) / "tests" / "
 inline fs::path case_folder(const std::string& name) { return data_folder() / "conformance" / name; }
 inline fs::path storyteller_folder() { return fs::path(ELAPID_SOURCE_DIR) / "models" / "storyteller"; }
 
-
 // Every conformance case: "mamba2_bias", "state_spaces/ss_mamba1", …
 inline std::vector<std::string> conformance_cases() {
   const fs::path root = data_folder() / "conformance";

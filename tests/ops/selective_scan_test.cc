@@ -46,8 +46,8 @@ Operands operands(Workbench& bench, const Case& c) {
 
 reference::SelectiveScanInputs inputs(const Operands& o) {
   using reference::matrix_of;
-  return {matrix_of(o.in.x),       matrix_of(o.in.dt), matrix_of(o.in.B),  matrix_of(o.in.C), matrix_of(o.in.A),
-          matrix_of(o.in.D),       matrix_of(o.in.dt_bias), matrix_of(o.in.z), matrix_of(o.state), o.in.groups};
+  return {matrix_of(o.in.x), matrix_of(o.in.dt),      matrix_of(o.in.B), matrix_of(o.in.C),  matrix_of(o.in.A),
+          matrix_of(o.in.D), matrix_of(o.in.dt_bias), matrix_of(o.in.z), matrix_of(o.state), o.in.groups};
 }
 
 std::string describe_case(const Case& c) {
@@ -119,8 +119,8 @@ Op<Case> extremes() {
   add({-1e4, -1e4}, {-1e30, -1e30});
   add({-4, 2}, {0, 0});  // nothing is forgotten
   add({-4, 2}, {-1e-30, -1e-30});
-  add({18, 22}, {-1, -1e-3});   // where softplus becomes linear
-  add({4, 4}, {-22, -21});      // decays around the smallest normal number
+  add({18, 22}, {-1, -1e-3});  // where softplus becomes linear
+  add({4, 4}, {-22, -21});     // decays around the smallest normal number
   add({-4, 2}, {-40, -20});
   add({-4, 2}, {-4, -0.05}, {-1e11, 1e11});
   add({-4, 2}, {-4, -0.05}, {-1e-15, 1e-15});

@@ -348,7 +348,8 @@ Run prepare_forward(Flags& flags) {
   o->model.add(flags);
   flags.flag("--hidden-states", o->hidden_states, "Also hidden_states.{i}: 0 after the embedding, i after layer i");
   flags.flag("--states", o->states, "Also state.{i}.{kind}, after input_ids and before step_ids");
-  flags.flag("--router-logits", o->router_logits, "Also router_logits.{i} [B*L, experts] of layers with experts, and aux_loss");
+  flags.flag("--router-logits", o->router_logits,
+             "Also router_logits.{i} [B*L, experts] of layers with experts, and aux_loss");
   flags.flag("--attentions", o->attentions, "Also attentions.{i} [B, heads, L, L] of layers with attention");
   add_chunk(flags, o->chunk);
   flags.footer(

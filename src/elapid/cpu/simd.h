@@ -359,8 +359,8 @@ ELAPID_INLINE F32 exp(const F32& x_in) {
 }
 
 // 2^(a·b) for a·b ≤ 0: the decay of a scan's step, of which there are more than of anything else, in half of exp's
-// instructions. Within 1.25 ulp of the power of the product (which, where the level has FMA, is not rounded on its own);
-// below 2^−126.5 it is zero; NaN stays NaN. The polynomial is a minimax fit of (2ʳ − 1) / r on [−½, ½].
+// instructions. Within 1.25 ulp of the power of the product (which, where the level has FMA, is not rounded on its
+// own); below 2^−126.5 it is zero; NaN stays NaN. The polynomial is a minimax fit of (2ʳ − 1) / r on [−½, ½].
 ELAPID_INLINE F32 exp2_product(const F32& a, const F32& b) {
   return by_part([&](auto i) ELAPID_LAMBDA {
     const Part magic = part_broadcast(12583039.0f);  // as in exp, plus 127: the low bits hold n as an exponent field

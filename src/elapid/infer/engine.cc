@@ -128,20 +128,14 @@ Tensor Engine::last_logits(std::span<const Input> inputs) {
 void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows) {
   require(rows >= 1, "engine: rows of logits at a time must be at least 1, got ", rows);
   begin(inputs);
-  // f(piece, begin, end) for the parts of the current pieces within rows [from, to) of the forward call.
-  const auto parts = [&](int64_t from, int64_t to, const auto& f) {
-    int64_t start = 0;
-    for (const Piece& p : pieces_) {
-      const int64_t begin = std::max(from, start), end = std::min(to, start + p.count);
-      if (begin < end) f(Piece{p.input, p.first + begin - start, end - begin}, begin, end);
-      start += p.count;
-    }
-  };
-  // Rows of the whole forward call, piece by piece.
+  // Every row of the forward call, piece by piece, to an observer.
   const auto by_piece = [&](const auto& receive) {
     return [&](int64_t layer, const Tensor& all) {
-      parts(0, all.shape[0],
-            [&](const Piece& p, int64_t begin, int64_t end) { receive(p, layer, all.slice(begin, end)); });
+      int64_t begin = 0;
+      for (const Piece& p : pieces_) {
+        receive(p, layer, all.slice(begin, begin + p.count));
+        begin += p.count;
+      }
     };
   };
   Observer observer;
@@ -154,19 +148,31 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
   }
   while (next_pieces(inputs)) {
     const Arena::Scope scope(arena_);
-    int64_t total = 0;
-    for (const Piece& piece : pieces_) total += piece.count;
-    outputs_.resize(static_cast<size_t>(total));
-    for (int64_t t = 0; t < total; ++t) outputs_[static_cast<size_t>(t)] = t;
+    outputs_.clear();
+    wanted_.clear();  // of each piece, what is left of it from rows_from on
+    int64_t begin = 0;
+    for (const Piece& p : pieces_) {
+      const int64_t from = std::clamp(inputs[static_cast<size_t>(p.input)].rows_from - p.first, int64_t{0}, p.count);
+      if (from < p.count) wanted_.push_back({p.input, p.first + from, p.count - from});
+      for (int64_t t = from; t < p.count; ++t) outputs_.push_back(begin + t);
+      begin += p.count;
+    }
     const Tensor hidden = run(inputs, &observer);
+    const auto total = static_cast<int64_t>(outputs_.size());
     for (int64_t from = 0; from < total; from += rows) {
       const Arena::Scope block(arena_);
       const int64_t to = std::min(total, from + rows);
       Context ctx = context();
       const Tensor logits = model_->logits(ctx, hidden.slice(from, to));
-      parts(from, to, [&](const Piece& p, int64_t begin, int64_t end) {
-        visitor.rows(p, hidden.slice(begin, end), logits.slice(begin - from, end - from));
-      });
+      int64_t start = 0;
+      for (const Piece& p : wanted_) {
+        const int64_t first = std::max(from, start), last = std::min(to, start + p.count);
+        if (first < last) {
+          visitor.rows({p.input, p.first + first - start, last - first}, hidden.slice(first, last),
+                       logits.slice(first - from, last - from));
+        }
+        start += p.count;
+      }
     }
   }
 }

@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 #include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
 
@@ -13,44 +14,11 @@
 namespace elapid {
 namespace {
 
-using Rules = std::map<std::string, std::vector<NameRule>>;  // of each parameter
-
-const std::string kHead = "head.weight", kEmbedding = "embedding.weight";
 constexpr int64_t kConfigLimit = int64_t{16} << 20;
 
-std::string shown(const Shape& shape) {
-  std::string text = "[";
-  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
-
-bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
-}
-
-// The rows of a checkpoint's tensor that a rule means, as a matrix.
-Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole) {
-  const Shape& shape = rule.shape.rank == 0 ? whole : rule.shape;
-  require(tensor.shape == shape, "load model: ", rule.theirs, " must be ", shown(shape), " as config.json says, got ",
-          shown(tensor.shape));
-  const Tensor matrix = as_matrix(tensor);
-  if (rule.shape.rank == 0) return matrix;
-  return matrix.slice(rule.row, rule.row + rule.rows).columns(rule.column, rule.column + rule.columns);
-}
-
-// A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
-// counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Checkpoint& weights, const Rules& rules) {
-  const std::string &head = rules.at(kHead).front().theirs, &embedding = rules.at(kEmbedding).front().theirs;
-  if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
-  if (same_bytes(weights.at(head), weights.at(embedding))) return;
-  config.tied_head = false;
-  config.notes.push_back(concat("tie_word_embeddings is true, but ", head, " differs from ", embedding,
-                                ": the head is the checkpoint's own"));
-}
-
-// Where it makes a difference, n_groups > 1, original checkpoints norm per group and transformers' Mamba2 class over the
-// whole width. A folder with Mistral's params.json was trained per group, even when its config.json names that class.
+// Where it makes a difference, n_groups > 1, original checkpoints norm per group and transformers' Mamba2 class over
+// the whole width. A folder with Mistral's params.json was trained per group, even when its config.json names that
+// class.
 void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::optional<GatedNorm>& asked) {
   bool matters = false, per_group = false;
   for (BlockConfig& block : config.blocks) {
@@ -66,9 +34,9 @@ void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::o
   }
   if (!matters) return;
   config.notes.push_back(concat("the gated norm ", per_group ? "works per group" : "covers the whole width",
-                                asked                                  ? ", as asked"
-                                : per_group                            ? ", as this checkpoint was trained"
-                                                                       : ", as in transformers' class"));
+                                asked       ? ", as asked"
+                                : per_group ? ", as this checkpoint was trained"
+                                            : ", as in transformers' class"));
 }
 
 bool holds(const std::filesystem::path& folder, const char* file) {
@@ -98,12 +66,11 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
   ModelConfig config = load_config(folder, options);
   const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
   const Family& family = find_family(config.family, folder.string());
-  Rules rules;
-  for (NameRule& rule : family.names(config).take()) rules[rule.ours].push_back(std::move(rule));
+  const CheckpointRules rules = checkpoint_rules(config);
   untie_if_different(config, *weights, rules);
 
   std::set<std::string, std::less<>> used;
-  if (config.tied_head) used.insert(rules.at(kHead).front().theirs);
+  if (config.tied_head) used.insert(rules.at(kHeadName).front().theirs);
   ModelBuilder builder(config, threads);
   builder.fill([&](const ParameterInfo& info, bool) {
     ModelBuilder::Source source;

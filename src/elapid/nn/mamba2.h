@@ -31,8 +31,8 @@ struct Mamba2Config {
 
   // Every field, for whoever treats configurations as values: a field that is missing here is missing in fingerprints.
   [[nodiscard]] auto fields() const {
-    return std::tie(d_model, d_state, heads, head_dim, groups, d_conv, in_bias, out_bias, conv_bias, dt_min, dt_max, norm_eps,
-                    gated_norm, norm_groups, norm_before_gate, d_per_channel, multipliers);
+    return std::tie(d_model, d_state, heads, head_dim, groups, d_conv, in_bias, out_bias, conv_bias, dt_min, dt_max,
+                    norm_eps, gated_norm, norm_groups, norm_before_gate, d_per_channel, multipliers);
   }
   [[nodiscard]] int64_t d_inner() const { return heads * head_dim; }
   [[nodiscard]] int64_t conv_dim() const { return d_inner() + 2 * groups * d_state; }

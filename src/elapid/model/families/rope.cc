@@ -79,7 +79,8 @@ class Rope {
     const double factor = positive("factor", static_cast<double>(max_positions_) / context);
     const auto scale = [&](double by) { return factor <= 1 ? 1 : 0.1 * by * std::log(factor) + 1; };
     double sharpened = scale(1);
-    if (has("mscale") && has("mscale_all_dim")) sharpened = scale(positive("mscale")) / scale(positive("mscale_all_dim"));
+    if (has("mscale") && has("mscale_all_dim"))
+      sharpened = scale(positive("mscale")) / scale(positive("mscale_all_dim"));
     attention.rotary_scaling = static_cast<float>(positive("attention_factor", sharpened));
     // The dimension that turns so often over the original context.
     const auto dimension = [&](double turns) {

@@ -6,7 +6,8 @@
 //   h[t, c, n] = exp(dt[t, c] · A[c, n]) · h[t−1, c, n] + dt[t, c] · x[t, c] · B[t, n]
 //   y[t, c]    = Σ_n C[t, n] · h[t, c, n] + D[c] · x[t, c],   times silu(z[t, c]) where there is a gate
 //
-// Channel c reads B and C of group c / (channels / groups). A decay below the smallest normal float32 may count as zero.
+// Channel c reads B and C of group c / (channels / groups). A decay below the smallest normal float32 may count as
+// zero.
 //
 // Every element of h and y is the same operations in the same order however a sequence is cut into calls: a prompt at
 // once, in pieces or token by token leaves the same bits.
@@ -42,8 +43,8 @@ ELAPID_KERNEL(SelectiveScanForward)
 
 // Tokens whose time steps are computed together.
 inline constexpr int64_t kSelectiveScanTokens = 16;
-// Floats of scratch one thread needs, for sixteen channels: the state and A with channels in the lanes and two values for
-// each token of a block.
+// Floats of scratch one thread needs, for sixteen channels: the state and A with channels in the lanes and two values
+// for each token of a block.
 ELAPID_INLINE constexpr int64_t selective_scan_scratch_floats(int64_t d_state) {
   return 16 * (2 * d_state + 2 * kSelectiveScanTokens);
 }

@@ -18,8 +18,8 @@ namespace {
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A vector's four blocks of four lanes. State n belongs to block (n / 4) % 4; y is the sum over the states of each block,
-// in order, and then (block 0 + block 1) + (block 2 + block 3).
+// A vector's four blocks of four lanes. State n belongs to block (n / 4) % 4; y is the sum over the states of each
+// block, in order, and then (block 0 + block 1) + (block 2 + block 3).
 constexpr int kBlocks = 4;
 
 #if defined(ELAPID_ISA_AVX512)
@@ -35,9 +35,8 @@ ELAPID_INLINE Part part_spread(Part a) {
 }
 // Block i is the sum of the blocks of v[i].
 ELAPID_INLINE F32 sum_of_blocks(const F32 (&v)[kBlocks]) {
-  const auto pair = [](Part a, Part b) ELAPID_LAMBDA {
-    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
-  };
+  const auto pair = [](Part a, Part b)
+                        ELAPID_LAMBDA { return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd); };
   return {pair(pair(v[0].v[0], v[1].v[0]), pair(v[2].v[0], v[3].v[0]))};
 }
 #elif defined(ELAPID_ISA_AVX2)
@@ -116,8 +115,8 @@ void transpose(const float* from, int64_t rows, int64_t columns, int64_t from_st
   }
 }
 
-// The sixteen columns of a matrix that a task reads or writes. A copy of what a Tensor says, which the compiler need not
-// read again after every store.
+// The sixteen columns of a matrix that a task reads or writes. A copy of what a Tensor says, which the compiler need
+// not read again after every store.
 struct Columns {
   float* data;
   int64_t stride, count;
