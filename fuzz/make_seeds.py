@@ -123,9 +123,15 @@ def tokenizer_seeds():
             {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})
 
 
+def torch_file_seeds():
+    for path in sorted(ROOT.glob("tests/data/torch/*.bin")):
+        if path.stat().st_size < 8192:  # those of torch itself are larger, and no different
+            yield path.read_bytes()
+
+
 def main():
     for target, seeds in (("config", config_seeds), ("json", json_seeds), ("safetensors", safetensors_seeds),
-                          ("state", state_seeds), ("tokenizer", tokenizer_seeds)):
+                          ("state", state_seeds), ("tokenizer", tokenizer_seeds), ("torch_file", torch_file_seeds)):
         folder = pathlib.Path(sys.argv[1]) / target
         folder.mkdir(parents=True, exist_ok=True)
         for i, seed in enumerate(seeds()):
