@@ -162,7 +162,7 @@ class DocumentBuilder final : public nlohmann::json_sax<Json> {
   Json root_;
   std::vector<Json*> open_;
   std::vector<std::unordered_set<std::string>> keys_;  // of the open objects
-  Json* member_ = nullptr;  // the value of the last key
+  Json* member_ = nullptr;                             // the value of the last key
 };
 
 // Infinity, -Infinity or NaN when `value` is one of them in object form; otherwise 0.

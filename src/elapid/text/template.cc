@@ -40,7 +40,8 @@ std::string one_line(std::string_view text) {
 }
 
 Value value_of(const OrderedJson& json, jinja::Heap& heap, int depth = 0) {
-  if (depth > jinja::Extent::kMaxDepth) throw Failure{concat("values nest more than ", jinja::Extent::kMaxDepth, " deep")};
+  if (depth > jinja::Extent::kMaxDepth)
+    throw Failure{concat("values nest more than ", jinja::Extent::kMaxDepth, " deep")};
   switch (json.type()) {
     case OrderedJson::value_t::null: return Value::none();
     case OrderedJson::value_t::boolean: return Value::of(json.get<bool>());
@@ -56,7 +57,8 @@ Value value_of(const OrderedJson& json, jinja::Heap& heap, int depth = 0) {
     case OrderedJson::value_t::string: {
       const auto& text = json.get_ref<const std::string&>();
       const size_t valid = unicode::valid_utf8_prefix(text);
-      if (valid != text.size()) throw Failure{concat("text must be valid UTF-8, got an invalid byte at offset ", valid)};
+      if (valid != text.size())
+        throw Failure{concat("text must be valid UTF-8, got an invalid byte at offset ", valid)};
       return heap.string(text);
     }
     case OrderedJson::value_t::array: {
@@ -194,6 +196,8 @@ ChatText ChatTemplate::render(const ChatInput& input, const ChatLimits& limits) 
 
 const OrderedJson& ChatTemplate::variables() const { return impl_->variables; }
 
-void ChatTemplate::set_variable(const std::string& name, OrderedJson value) { impl_->variables[name] = std::move(value); }
+void ChatTemplate::set_variable(const std::string& name, OrderedJson value) {
+  impl_->variables[name] = std::move(value);
+}
 
 }  // namespace elapid

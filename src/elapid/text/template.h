@@ -34,10 +34,10 @@ struct ChatText {
 
 // Bounds on one rendering. The defaults leave room for a conversation of tens of megabytes.
 struct ChatLimits {
-  int64_t steps = 20'000'000;              // expressions, statements, items; a text counts by its length
-  int64_t memory = int64_t{512} << 20;     // bytes
-  int64_t output = int64_t{64} << 20;      // bytes
-  std::optional<std::time_t> now{};        // what strftime_now() tells; the time when absent
+  int64_t steps = 20'000'000;           // expressions, statements, items; a text counts by its length
+  int64_t memory = int64_t{512} << 20;  // bytes
+  int64_t output = int64_t{64} << 20;   // bytes
+  std::optional<std::time_t> now{};     // what strftime_now() tells; the time when absent
 };
 
 class ChatTemplate {

@@ -34,13 +34,13 @@ enum class Op : uint8_t {
   name,
   tuple,
   list,
-  dict,         // keys and values in turn
-  attribute,    // a.text
-  item,         // a[b]
-  slice,        // a[b:c:d], absent bounds null
-  call,         // a(arguments)
-  filter,       // a|filter(arguments); a is null in a filter block
-  test,         // a is test(arguments)
+  dict,       // keys and values in turn
+  attribute,  // a.text
+  item,       // a[b]
+  slice,      // a[b:c:d], absent bounds null
+  call,       // a(arguments)
+  filter,     // a|filter(arguments); a is null in a filter block
+  test,       // a is test(arguments)
   negate,
   plus,
   logical_not,
@@ -101,14 +101,14 @@ struct Statement {
   enum class Kind : uint8_t {
     text,
     print,
-    branch,      // if value: body, else: otherwise
-    loop,        // for target in value if test: body, else: otherwise
+    branch,  // if value: body, else: otherwise
+    loop,    // for target in value if test: body, else: otherwise
     set,
-    set_block,   // value: the filters, on null
-    with,        // targets, values
-    filter,      // value as in set_block
+    set_block,  // value: the filters, on null
+    with,       // targets, values
+    filter,     // value as in set_block
     macro,
-    call,        // value: the call
+    call,  // value: the call
     generation,
     break_loop,
     continue_loop,

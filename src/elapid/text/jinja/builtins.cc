@@ -20,7 +20,8 @@ using Kind = Value::Kind;
 
 int64_t integer_of(const Value& value) {
   value.require_defined();
-  if (!value.is_integral()) throw Failure{concat("'", type_name(value), "' object cannot be interpreted as an integer")};
+  if (!value.is_integral())
+    throw Failure{concat("'", type_name(value), "' object cannot be interpreted as an integer")};
   return value.integer();
 }
 
@@ -77,8 +78,10 @@ Path path_of(Interpreter& on, const Value& attribute) {
   for (;;) {
     const size_t dot = std::min(rest.find('.'), rest.size());
     const std::string_view part = rest.substr(0, dot);
-    const bool number = !part.empty() && part.size() < 19 && part.find_first_not_of("0123456789") == std::string_view::npos;
-    path.push_back(number ? Value::of(static_cast<int64_t>(std::stoll(std::string(part)))) : on.string(std::string(part)));
+    const bool number =
+        !part.empty() && part.size() < 19 && part.find_first_not_of("0123456789") == std::string_view::npos;
+    path.push_back(number ? Value::of(static_cast<int64_t>(std::stoll(std::string(part))))
+                          : on.string(std::string(part)));
     if (dot == rest.size()) return path;
     rest.remove_prefix(dot + 1);
   }
@@ -139,9 +142,7 @@ Value filter_batch(Interpreter& on, const Value& value, const Arguments& argumen
 }
 
 // What str() makes of it; text marked as safe stays so.
-Value as_text(Interpreter& on, const Value& value) {
-  return value.is_string() ? value : on.string(on.text_of(value));
-}
+Value as_text(Interpreter& on, const Value& value) { return value.is_string() ? value : on.string(on.text_of(value)); }
 
 template <std::string (*change)(std::string_view)>
 Value filter_text(Interpreter& on, const Value& value, const Arguments& arguments) {
@@ -187,7 +188,9 @@ enum class Side : uint8_t { left, right, both };
 std::string padded(const Value& text, int64_t width, std::string_view fill, Side text_on) {
   const int64_t missing = std::max<int64_t>(0, bounded_width(width) - text.text().characters());
   // Python's center() puts the odd one left of an odd width.
-  const int64_t left = text_on == Side::left ? 0 : text_on == Side::right ? missing : missing / 2 + (missing & width & 1);
+  const int64_t left = text_on == Side::left    ? 0
+                       : text_on == Side::right ? missing
+                                                : missing / 2 + (missing & width & 1);
   std::string out;
   for (int64_t i = 0; i < left; ++i) out += fill;
   out += text.bytes();
@@ -320,7 +323,9 @@ std::optional<int64_t> parse_integer(std::string_view text, int64_t base) {
   int64_t value = 0;
   for (const char c : text) {
     if (c == '_') continue;
-    const int64_t digit = c >= '0' && c <= '9' ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'z' ? (c | 0x20) - 'a' + 10 : 99;
+    const int64_t digit = c >= '0' && c <= '9'                     ? c - '0'
+                          : (c | 0x20) >= 'a' && (c | 0x20) <= 'z' ? (c | 0x20) - 'a' + 10
+                                                                   : 99;
     if (digit >= base) return {};
     if (__builtin_mul_overflow(value, base, &value) || __builtin_sub_overflow(value, digit, &value)) {
       throw Failure{concat("integers must fit 64 bits, got ", quote(text))};
@@ -331,9 +336,13 @@ std::optional<int64_t> parse_integer(std::string_view text, int64_t base) {
 }
 
 std::optional<double> parse_real(std::string_view from) {
+  const std::string_view stripped = strip(from);
+  const auto digit_at = [&](size_t i) { return i < stripped.size() && stripped[i] >= '0' && stripped[i] <= '9'; };
   std::string text;
-  for (const char c : strip(from)) {
-    if (c != '_') text += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+  for (size_t i = 0; i < stripped.size(); ++i) {
+    const char c = stripped[i];
+    if (c == '_' && i > 0 && digit_at(i - 1) && digit_at(i + 1)) continue;
+    text += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
   }
   std::string_view rest = text;
   const bool negative = rest.starts_with('-');
@@ -649,7 +658,8 @@ Value filter_tojson(Interpreter& on, const Value& value, const Arguments& argume
       style.indent = std::string(static_cast<size_t>(bounded_width(std::max<int64_t>(0, integer_of(bound[1])))), ' ');
     }
     constexpr size_t kMostIndent = 1024;
-    if (style.indent->size() > kMostIndent) throw Failure{concat("an indentation must be at most ", kMostIndent, " long")};
+    if (style.indent->size() > kMostIndent)
+      throw Failure{concat("an indentation must be at most ", kMostIndent, " long")};
     style.item_separator = ",";
   }
   if (!bound.absent(2)) {
@@ -706,7 +716,8 @@ Value filter_wordcount(Interpreter& on, const Value& value, const Arguments& /*a
   bool inside = false;
   for (size_t at = 0; at < text.bytes().size();) {
     const unicode::Decoded next = unicode::decode(text.bytes().data() + at);
-    const bool word = unicode::is_numeric(next.code) || next.code == '_' || unicode::in_class(unicode::category(next.code), "L");
+    const bool word =
+        unicode::is_numeric(next.code) || next.code == '_' || unicode::in_class(unicode::category(next.code), "L");
     words += word && !inside;
     inside = word;
     at += static_cast<size_t>(next.length);
@@ -960,7 +971,8 @@ std::vector<std::string_view> split_space(std::string_view text, int64_t most, b
   return words;
 }
 
-std::vector<std::string_view> split_at(std::string_view text, std::string_view separator, int64_t most, bool from_right) {
+std::vector<std::string_view> split_at(std::string_view text, std::string_view separator, int64_t most,
+                                       bool from_right) {
   if (separator.empty()) throw Failure{"empty separator"};
   std::vector<std::string_view> parts;
   while (most < 0 || std::ssize(parts) < most) {
@@ -1108,7 +1120,8 @@ std::string replaced(Interpreter& on, std::string_view text, std::string_view fr
 Value string_replace(Interpreter& on, const Value& self, const Arguments& arguments) {
   const Bound bound("replace", arguments, {"old", "new", "count"}, 2);
   (void)bound.string(0, "");
-  return same_kind(on, self, replaced(on, self.bytes(), bound.string(0, ""), beside(self, bound[1]), bound.integer(2, -1)));
+  return same_kind(on, self,
+                   replaced(on, self.bytes(), bound.string(0, ""), beside(self, bound[1]), bound.integer(2, -1)));
 }
 
 Value filter_replace(Interpreter& on, const Value& value, const Arguments& arguments) {
@@ -1126,8 +1139,32 @@ Value string_join(Interpreter& on, const Value& self, const Arguments& arguments
   return same_kind(on, self, joined(on, self.bytes(), on.heap().list(std::move(items)), false));
 }
 
+// What marked text formats is escaped, unless it is marked itself.
+Value escaped_part(Interpreter& on, const Value& value) {
+  return value.is_string() && !value.text().markup() ? on.string(escaped(value.bytes()), true) : value;
+}
+
 Value string_format(Interpreter& on, const Value& self, const Arguments& arguments) {
-  return same_kind(on, self, format_braces(on, self.bytes(), arguments));
+  if (!self.text().markup()) return on.string(format_braces(on, self.bytes(), arguments));
+  Arguments safe = arguments;
+  for (Value& value : safe.positional) value = escaped_part(on, value);
+  for (auto& [name, value] : safe.keywords) value = escaped_part(on, value);
+  return on.string(format_braces(on, self.bytes(), safe), true);
+}
+
+Value percent_of_markup(Interpreter& on, const Value& pattern, const Value& values) {
+  Value safe = escaped_part(on, values);
+  if (values.is(Kind::list)) {
+    std::vector<Value> items;
+    for (const Value& item : values.list().items) items.push_back(escaped_part(on, item));
+    safe = on.heap().list(std::move(items), values.list().kind);
+  } else if (values.is(Kind::dict)) {
+    auto* const dict = on.heap().make<Dict>();
+    for (const Dict::Entry& entry : values.dict().entries())
+      on.heap().set(*dict, entry.key, escaped_part(on, entry.value));
+    safe = Value::of(dict);
+  }
+  return on.string(format_percent(pattern.bytes(), safe), true);
 }
 
 template <bool suffix>
@@ -1330,7 +1367,8 @@ Dict& dict_of(Interpreter& on, const Arguments& arguments) {
     } else {
       for (const Value& pair : elements(from, on.heap())) {
         const std::vector<Value> entry = elements(pair, on.heap());
-        if (entry.size() != 2) throw Failure{concat("a dictionary entry must be a pair, got ", entry.size(), " values")};
+        if (entry.size() != 2)
+          throw Failure{concat("a dictionary entry must be a pair, got ", entry.size(), " values")};
         on.spend(1);
         on.heap().set(*made, entry[0], entry[1]);
       }
@@ -1423,7 +1461,8 @@ Value function_strftime(Interpreter& on, const Arguments& arguments) {
   std::string format;
   const std::string_view given = bound.string(0, "");
   constexpr size_t kMostFormat = 1024;
-  if (given.size() > kMostFormat) throw Failure{concat("a format of strftime_now must be at most ", kMostFormat, " long")};
+  if (given.size() > kMostFormat)
+    throw Failure{concat("a format of strftime_now must be at most ", kMostFormat, " long")};
   for (size_t i = 0; i < given.size(); ++i) {
     if (given[i] != '%' || i + 1 == given.size()) {
       format += given[i];
@@ -1468,7 +1507,8 @@ Bound::Bound(std::string_view function, const Arguments& arguments, std::initial
              size_t required)
     : function_(function), values_(parameters.size(), nullptr) {
   if (arguments.positional.size() > parameters.size()) {
-    throw Failure{concat(function, " takes at most ", parameters.size(), " arguments, got ", arguments.positional.size())};
+    throw Failure{
+        concat(function, " takes at most ", parameters.size(), " arguments, got ", arguments.positional.size())};
   }
   for (size_t i = 0; i < arguments.positional.size(); ++i) values_[i] = &arguments.positional[i];
   for (const auto& [name, value] : arguments.keywords) {
@@ -1550,7 +1590,10 @@ Value on_integers(Arithmetic op, int64_t a, int64_t b) {
       return Value::of(a % b != 0 && (a < 0) != (b < 0) ? a % b + b : a % b);
     case Arithmetic::power:
       if (b < 0) return Value::of(std::pow(static_cast<double>(a), static_cast<double>(b)));
-      return Value::of(a == 1 || a == 0 || a == -1 ? (b == 0 || a == 1 ? 1 : a == 0 ? 0 : b % 2 == 0 ? 1 : -1)
+      return Value::of(a == 1 || a == 0 || a == -1 ? (b == 0 || a == 1 ? 1
+                                                      : a == 0         ? 0
+                                                      : b % 2 == 0     ? 1
+                                                                       : -1)
                                                    : integer_power(a, b));
   }
   return {};
@@ -1631,7 +1674,7 @@ Value arithmetic(Interpreter& on, Arithmetic op, const Value& a, const Value& b)
   // Formatting comes first: what is formatted may be undefined.
   if (op == Arithmetic::modulo && a.is_string()) {
     on.spend(extent_of(b).weight);
-    return on.string(format_percent(a.bytes(), b), a.text().markup());
+    return a.text().markup() ? percent_of_markup(on, a, b) : on.string(format_percent(a.bytes(), b));
   }
   a.require_defined();
   b.require_defined();

@@ -38,7 +38,8 @@ std::optional<int64_t> take_number(std::string_view& text, int64_t most) {
 }
 
 std::string print_real(char type, int64_t precision, bool alternate, double value) {
-  const char pattern[] = {'%', alternate ? '#' : '.', alternate ? '.' : '*', alternate ? '*' : type, alternate ? type : '\0', '\0'};
+  const char pattern[] = {
+      '%', alternate ? '#' : '.', alternate ? '.' : '*', alternate ? '*' : type, alternate ? type : '\0', '\0'};
   std::string text(static_cast<size_t>(precision) + 350, '\0');
   const int size = std::snprintf(text.data(), text.size(), pattern, static_cast<int>(precision), value);
   text.resize(static_cast<size_t>(size));
@@ -55,7 +56,9 @@ std::string print_integer(uint64_t magnitude, unsigned base, bool capital) {
   return text;
 }
 
-uint64_t magnitude_of(int64_t value) { return value < 0 ? -static_cast<uint64_t>(value) : static_cast<uint64_t>(value); }
+uint64_t magnitude_of(int64_t value) {
+  return value < 0 ? -static_cast<uint64_t>(value) : static_cast<uint64_t>(value);
+}
 
 int64_t characters_in(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
@@ -132,7 +135,8 @@ std::string show_real(const Layout& layout, double value) {
     digits = print_real('g', std::max<int64_t>(1, *layout.precision), layout.alternate, magnitude);
     if (digits.find_first_not_of("0123456789") == std::string::npos) digits += ".0";
   } else {
-    digits = print_real(layout.type == 'n' ? 'g' : layout.type, layout.precision.value_or(6), layout.alternate, magnitude);
+    digits =
+        print_real(layout.type == 'n' ? 'g' : layout.type, layout.precision.value_or(6), layout.alternate, magnitude);
   }
   return show_number(layout, negative, "", std::move(digits));
 }
@@ -456,7 +460,8 @@ class Percent {
         return laid_out(layout, "", std::move(text), layout.align == 0 ? '>' : layout.align);
       }
       case 'c':
-        if (value.is_integral()) return laid_out(layout, "", character(value.integer()), layout.align == 0 ? '>' : layout.align);
+        if (value.is_integral())
+          return laid_out(layout, "", character(value.integer()), layout.align == 0 ? '>' : layout.align);
         if (!value.is_string() || value.text().characters() != 1) throw Failure{"%c requires int or char"};
         return laid_out(layout, "", value.bytes(), layout.align == 0 ? '>' : layout.align);
       default: break;

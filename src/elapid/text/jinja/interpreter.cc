@@ -30,9 +30,7 @@ class BoundMethod final : public Special {
  public:
   BoundMethod(const Method& method, Value self) : method_(method), self_(std::move(self)) {}
   bool callable() const override { return true; }
-  Value call(Interpreter& on, const Arguments& arguments) override {
-    return on.call_method(method_, self_, arguments);
-  }
+  Value call(Interpreter& on, const Arguments& arguments) override { return on.call_method(method_, self_, arguments); }
   [[nodiscard]] std::string name() const override { return concat("built-in method ", method_.name); }
 
  private:
@@ -229,7 +227,9 @@ void Interpreter::close_scope(Scope& scope) {
 class Interpreter::Inner {
  public:
   explicit Inner(Interpreter& on) : Inner(on, on.scope_) {}
-  Inner(Interpreter& on, Scope* outer) : on_(on), before_(on.scope_), scope_(on.open_scope(outer)) { on.scope_ = &scope_; }
+  Inner(Interpreter& on, Scope* outer) : on_(on), before_(on.scope_), scope_(on.open_scope(outer)) {
+    on.scope_ = &scope_;
+  }
   ~Inner() {
     on_.scope_ = before_;
     on_.close_scope(scope_);
@@ -343,8 +343,7 @@ Interpreter::Flow Interpreter::run(const Statement& statement) {
         }
       }
       break;
-    case Statement::Kind::branch:
-      return run(truthy(evaluate(*statement.value)) ? statement.body : statement.otherwise);
+    case Statement::Kind::branch: return run(truthy(evaluate(*statement.value)) ? statement.body : statement.otherwise);
     case Statement::Kind::loop: return run_loop(statement);
     case Statement::Kind::set: assign(statement.target, evaluate(*statement.value)); break;
     case Statement::Kind::set_block: {
@@ -466,7 +465,8 @@ Value Interpreter::call_macro(Macro& macro, const Arguments& arguments) {
 
   auto keywords = arguments.keywords;
   const auto take = [&](std::string_view name) -> std::optional<Value> {
-    const auto found = std::find_if(keywords.begin(), keywords.end(), [&](const auto& pair) { return pair.first == name; });
+    const auto found =
+        std::find_if(keywords.begin(), keywords.end(), [&](const auto& pair) { return pair.first == name; });
     if (found == keywords.end()) return {};
     Value value = std::move(found->second);
     keywords.erase(found);
@@ -504,9 +504,10 @@ Value Interpreter::call_macro(Macro& macro, const Arguments& arguments) {
   // Defaults see the parameters before them.
   for (const size_t i : missing) {
     const Parameter& parameter = routine.parameters[i];
-    inner.scope().set(parameter.name, parameter.otherwise
-                                          ? evaluate(*parameter.otherwise)
-                                          : Value::undefined(concat("parameter ", quote(parameter.spelling), " was not provided")));
+    inner.scope().set(parameter.name,
+                      parameter.otherwise
+                          ? evaluate(*parameter.otherwise)
+                          : Value::undefined(concat("parameter ", quote(parameter.spelling), " was not provided")));
   }
   Flow flow = Flow::on;
   Value result = string(buffered(macro.body(), flow));
@@ -615,7 +616,8 @@ Arguments Interpreter::arguments_of(const CallArguments& arguments) {
   for (const ExpressionPtr& value : arguments.positional) made.positional.push_back(evaluate(*value));
   for (const auto& [name, value] : arguments.keywords) made.keywords.emplace_back(name, evaluate(*value));
   if (arguments.all_positional) {
-    for (Value& value : elements(evaluate(*arguments.all_positional), heap_)) made.positional.push_back(std::move(value));
+    for (Value& value : elements(evaluate(*arguments.all_positional), heap_))
+      made.positional.push_back(std::move(value));
   }
   if (arguments.all_keywords) {
     const Value all = evaluate(*arguments.all_keywords);
@@ -657,7 +659,8 @@ Value Interpreter::evaluate_call(const Expression& expression, const Value* call
 }
 
 Value Interpreter::call_method(const Method& method, const Value& self, const Arguments& arguments) {
-  if (method.run == nullptr) throw Failure{concat("the sandbox does not allow ", type_name(self), ".", method.name, "()")};
+  if (method.run == nullptr)
+    throw Failure{concat("the sandbox does not allow ", type_name(self), ".", method.name, "()")};
   spend(1);
   if (self.is_string()) spend_bytes(self.bytes().size());
   return method.run(*this, self, arguments);
@@ -743,7 +746,8 @@ Value unknown_member(const Value& of, const Value& name) {
   const std::string_view type = type_name(of);
   const std::string object = of.is_none() ? "None" : concat(type, " object");
   if (name.is_string()) return Value::undefined(concat("'", object, "' has no attribute ", quote(name.bytes())));
-  return Value::undefined(concat(object, " has no element ", name.is(Value::Kind::integer) ? to_string(name) : "of that key"));
+  return Value::undefined(
+      concat(object, " has no element ", name.is(Value::Kind::integer) ? to_string(name) : "of that key"));
 }
 
 }  // namespace
@@ -782,7 +786,8 @@ Value Interpreter::item(const Value& of, const Value& key) {
   };
   switch (of.kind()) {
     case Value::Kind::dict: {
-      const bool hashable = !key.is(Value::Kind::dict) && !(key.is(Value::Kind::list) && key.list().kind == List::Kind::list);
+      const bool hashable =
+          !key.is(Value::Kind::dict) && !(key.is(Value::Kind::list) && key.list().kind == List::Kind::list);
       if (hashable) {
         spend(extent_of(key).weight);
         if (const Value* const found = of.dict().find(key)) return *found;

@@ -76,7 +76,8 @@ class Interpreter {
   [[nodiscard]] Value item(const Value& of, const Value& key);        // a[b]
   [[nodiscard]] Value call(const Value& callee, const Arguments& arguments);
   [[nodiscard]] Value call_method(const Method& method, const Value& self, const Arguments& arguments);
-  [[nodiscard]] Value apply(const Filter* filter, std::string_view name, const Value& value, const Arguments& arguments);
+  [[nodiscard]] Value apply(const Filter* filter, std::string_view name, const Value& value,
+                            const Arguments& arguments);
   [[nodiscard]] bool apply(const Test* test, std::string_view name, const Value& value, const Arguments& arguments);
   // What str() makes, with its work accounted for.
   [[nodiscard]] std::string text_of(const Value& value);

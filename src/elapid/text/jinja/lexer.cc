@@ -94,7 +94,9 @@ class Lexer {
     }
   }
 
-  [[nodiscard]] char sign_at(size_t offset) const { return starts(offset, "-") ? '-' : starts(offset, "+") ? '+' : '\0'; }
+  [[nodiscard]] char sign_at(size_t offset) const {
+    return starts(offset, "-") ? '-' : starts(offset, "+") ? '+' : '\0';
+  }
 
   void emit_text(size_t begin, size_t end, char sign, bool strips) {
     std::string_view text = rest_.substr(begin, end - begin);
@@ -185,7 +187,8 @@ class Lexer {
   }
 
   [[nodiscard]] bool is_name_at(size_t offset) const {
-    return offset < text_.size() && (text_[offset] == '_' || unicode::is_word(unicode::decode(text_.data() + offset).code));
+    return offset < text_.size() &&
+           (text_[offset] == '_' || unicode::is_word(unicode::decode(text_.data() + offset).code));
   }
 
   void name() {

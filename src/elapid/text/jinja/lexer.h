@@ -10,7 +10,19 @@
 namespace elapid::jinja {
 
 struct Token {
-  enum class Kind : uint8_t { text, block_begin, block_end, print_begin, print_end, name, string, integer, real, symbol, end };
+  enum class Kind : uint8_t {
+    text,
+    block_begin,
+    block_end,
+    print_begin,
+    print_end,
+    name,
+    string,
+    integer,
+    real,
+    symbol,
+    end
+  };
 
   Kind kind = Kind::end;
   int line = 1;

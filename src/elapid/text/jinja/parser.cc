@@ -105,8 +105,8 @@ class Parser {
 
   // --- Statements
 
-  // Up to a block that begins with one of `ends`, whose begin is taken and whose name is not; to the end of the template
-  // when there are none.
+  // Up to a block that begins with one of `ends`, whose begin is taken and whose name is not; to the end of the
+  // template when there are none.
   Body statements(Words ends) {
     const Nesting nesting(*this);
     Body body;
@@ -223,7 +223,8 @@ class Parser {
   void loop(Statement& made) {
     made.kind = Statement::Kind::loop;
     made.target = target({"in"}, false);
-    if (assigns(made.target, template_.loop)) refuse(made.line, "can't assign to special loop variable in for-loop target");
+    if (assigns(made.target, template_.loop))
+      refuse(made.line, "can't assign to special loop variable in for-loop target");
     expect_name("in");
     made.value = tuple(false, {"recursive"});
     if (skip_name("if")) made.test = expression();
@@ -236,7 +237,8 @@ class Parser {
 
   static bool assigns(const Target& target, NameId name) {
     if (!target.is_tuple) return target.name == name;
-    return std::any_of(target.parts.begin(), target.parts.end(), [&](const Target& part) { return assigns(part, name); });
+    return std::any_of(target.parts.begin(), target.parts.end(),
+                       [&](const Target& part) { return assigns(part, name); });
   }
 
   void with(Statement& made) {
@@ -447,9 +449,9 @@ class Parser {
   }
 
   bool comparison_symbol(Comparison& found) {
-    constexpr std::pair<std::string_view, Comparison> kSymbols[] = {
-        {"==", Comparison::eq}, {"!=", Comparison::ne}, {"<", Comparison::lt},
-        {"<=", Comparison::le}, {">", Comparison::gt},  {">=", Comparison::ge}};
+    constexpr std::pair<std::string_view, Comparison> kSymbols[] = {{"==", Comparison::eq}, {"!=", Comparison::ne},
+                                                                    {"<", Comparison::lt},  {"<=", Comparison::le},
+                                                                    {">", Comparison::gt},  {">=", Comparison::ge}};
     for (const auto& [symbol, comparison] : kSymbols) {
       if (!skip_symbol(symbol)) continue;
       found = comparison;
@@ -636,7 +638,8 @@ class Parser {
   ExpressionPtr subscript(ExpressionPtr of) {
     const int line = now().line;
     if (skip_symbol(".")) {
-      if (now().kind == Kind::integer) return binary(Op::item, line, std::move(of), constant(Value::of(next().integer), line));
+      if (now().kind == Kind::integer)
+        return binary(Op::item, line, std::move(of), constant(Value::of(next().integer), line));
       if (now().kind != Kind::name) refuse("expected name or number");
       ExpressionPtr made = make(Op::attribute, line);
       made->text = next().text;
@@ -661,7 +664,8 @@ class Parser {
     if (items.size() == 1) return binary(Op::item, line, std::move(of), std::move(items.front()));
     ExpressionPtr several = make(Op::tuple, line);
     for (ExpressionPtr& item : items) {
-      if (item->op == Op::slice && item->parts.size() == 3) refuse(line, "slices in several dimensions are not supported");
+      if (item->op == Op::slice && item->parts.size() == 3)
+        refuse(line, "slices in several dimensions are not supported");
       adopt(*several, std::move(item));
     }
     return binary(Op::item, line, std::move(of), std::move(several));

@@ -16,7 +16,8 @@ namespace {
 constexpr size_t kIndexedFrom = 9;  // entries of a dictionary
 
 int64_t count_characters(std::string_view bytes) {
-  return std::count_if(bytes.begin(), bytes.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+  return std::count_if(bytes.begin(), bytes.end(),
+                       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
 }
 
 // Equal keys have equal spellings: 1, 1.0 and true are one key in Python.
@@ -149,8 +150,6 @@ void append_repr_of(std::string_view text, std::string& out) {
   out += mark;
 }
 
-
-
 void append_items(const std::vector<Value>& items, std::string& out) {
   for (size_t i = 0; i < items.size(); ++i) {
     if (i > 0) out += ", ";
@@ -221,7 +220,7 @@ class JsonWriter {
   explicit JsonWriter(const JsonStyle& style) : style_(style) {}
 
   void write(const Value& value, int depth) {
-      switch (value.kind()) {
+    switch (value.kind()) {
       case Value::Kind::none: out += "null"; return;
       case Value::Kind::boolean: out += value.boolean() ? "true" : "false"; return;
       case Value::Kind::integer: out += std::to_string(value.integer()); return;
@@ -478,7 +477,8 @@ Range::Range(int64_t from, int64_t to, int64_t by) : start(from), stop(to), step
   // Within 127 bits, in parts that cannot overflow: the distance fits an unsigned 64-bit number.
   const bool forward = step > 0;
   if (forward ? start >= stop : start <= stop) return;
-  const uint64_t low = static_cast<uint64_t>(forward ? start : stop), high = static_cast<uint64_t>(forward ? stop : start);
+  const uint64_t low = static_cast<uint64_t>(forward ? start : stop),
+                 high = static_cast<uint64_t>(forward ? stop : start);
   const uint64_t distance = high - low, stride = forward ? static_cast<uint64_t>(step) : -static_cast<uint64_t>(step);
   const uint64_t count = (distance - 1) / stride + 1;
   if (count > kMost) {
@@ -640,7 +640,10 @@ std::string to_json(const Value& value, const JsonStyle& style) {
 std::vector<Value> elements(const Value& iterable, Heap& heap) {
   Source::require_iterable(iterable);
   constexpr int64_t kBatch = 1024;
-  if (const auto size = size_of(iterable)) heap.charge(*size * static_cast<int64_t>(sizeof(Value)));
+  constexpr int64_t kCharacter = sizeof(Text) + 32;  // a text of its own
+  if (const auto size = size_of(iterable)) {
+    heap.charge(*size * (static_cast<int64_t>(sizeof(Value)) + (iterable.is_string() ? kCharacter : 0)));
+  }
   std::vector<Value> all;
   Source source(iterable);
   while (std::optional<Value> next = source.next()) {

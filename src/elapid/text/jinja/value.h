@@ -71,7 +71,7 @@ class Value {
  public:
   enum class Kind : uint8_t { undefined, none, boolean, integer, real, string, list, dict, range, generator, other };
 
-  Value() = default;                      // undefined
+  Value() = default;                        // undefined
   static Value undefined(std::string why);  // says why when it is used
   static Value none() { return Value(Kind::none); }
   static Value of(bool value);
