@@ -60,7 +60,10 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
   pieces_.clear();
   int64_t total = 0;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const int64_t count = std::min(options_.chunk, length(inputs[i]) - fed_[i]);
+    // Cut at multiples of the sequence's own positions: a prompt that continues a state which was saved at such a
+    // multiple runs in the pieces, and hence to the bits, of the prompt as a whole.
+    const int64_t past = inputs[i].slot == kNoSlot ? 0 : states_.length(inputs[i].slot);
+    const int64_t count = std::min(options_.chunk - past % options_.chunk, length(inputs[i]) - fed_[i]);
     if (count == 0) continue;
     if (total > 0 && total + count > options_.batch) break;
     pieces_.push_back({static_cast<int64_t>(i), fed_[i], count});
