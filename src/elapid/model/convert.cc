@@ -83,6 +83,8 @@ Target target_of(const ModelConfig& config, DType dtype) {
                {"mamba_head_dim", m.head_dim},
                {"time_step_min", std::max(m.dt_min, 1e-30f)}});
   json["layers_block_type"] = std::vector<std::string>(static_cast<size_t>(config.layers()), "linear_attention");
+  // The class has no tied head, and asks its cache for an attention layer.
+  json["tie_word_embeddings"] = json["use_cache"] = false;
   return {&family, std::move(json)};
 }
 
@@ -180,7 +182,11 @@ Conversion convert_checkpoint(const std::filesystem::path& folder, const std::fi
     done.family = target.family->model_type;
     ModelConfig renamed = config;
     renamed.family = done.family;
-    Model model(config);
+    if (config.tied_head && !target.config["tie_word_embeddings"].get<bool>()) {
+      renamed.tied_head = false;
+      source[kHeadName] = source[kEmbeddingName];
+    }
+    Model model(renamed);
     Assembler assemble(weights, std::move(source), checkpoint_rules(renamed));
     tensors = assemble.tensors(model);
     writer.write_tensors(
