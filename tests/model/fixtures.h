@@ -4,6 +4,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/io/json.h"
+#include "elapid/io/safetensors.h"
 #include "elapid/model/load.h"
 #include "elapid/model/model.h"
 #include "elapid/state/pool.h"

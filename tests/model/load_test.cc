@@ -1,5 +1,6 @@
 #include "elapid/model/load.h"
 
+#include "elapid/io/checkpoint.h"
 #include "elapid/model/families/family.h"
 #include "tests/model/fixtures.h"
 
@@ -14,7 +15,8 @@ namespace {
 class Checkpoint {
  public:
   explicit Checkpoint(const std::string& name)
-      : config(read_json(case_folder(name) / "config.json")), source_(Safetensors::open_folder(case_folder(name))) {
+      : config(read_json(case_folder(name) / "config.json")),
+        source_(elapid::Checkpoint::open_folder(case_folder(name))) {
     for (const auto& [tensor_name, entry] : source_.entries()) tensors.push_back({tensor_name, entry.tensor});
   }
 
@@ -41,7 +43,7 @@ class Checkpoint {
   std::vector<NamedTensor> tensors;
 
  private:
-  Safetensors source_;
+  elapid::Checkpoint source_;
   std::vector<Buffer> memory_;
 };
 
@@ -192,7 +194,7 @@ TEST_F(LoadTest, FingerprintFollowsWeightsAndMathematicsOnly) {
 TEST_F(LoadTest, NamesAreInvertible) {
   const ModelConfig config = load_config(case_folder("mamba2_bias"));
   std::set<std::string> ours, theirs;
-  const auto rules = find_family("mamba2", "test").names(config);
+  const auto rules = find_family("mamba2", "test").names(config).take();
   for (const NameRule& rule : rules) {
     ours.insert(rule.ours);
     theirs.insert(rule.theirs);

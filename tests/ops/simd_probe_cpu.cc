@@ -31,6 +31,7 @@ void run(Cpu, const SimdProbe& a) {
     case SimdFunction::log: return map(a, [](const F32& x) ELAPID_LAMBDA { return log(x); });
     case SimdFunction::log1p_of_fraction:
       return map(a, [](const F32& x) ELAPID_LAMBDA { return log1p_of_fraction(x); });
+    case SimdFunction::erf: return map(a, [](const F32& x) ELAPID_LAMBDA { return erf(x); });
     case SimdFunction::silu: return map(a, [](const F32& x) ELAPID_LAMBDA { return silu(x, broadcast(1.0f), zero()); });
     case SimdFunction::softplus: return map(a, [](const F32& x) ELAPID_LAMBDA { return softplus(x, zero()); });
   }

@@ -282,7 +282,7 @@ void run(const Options& o) {
   Inputs inputs = read_inputs(*o.input);
   const std::filesystem::path folder = o.model.folder();
   const auto threads = o.model.start_threads();
-  const auto model = load_model(folder, *threads);
+  const auto model = o.model.load(folder, *threads);
   // All rows in one ragged batch, whatever the chunk.
   Engine engine(*model, *threads, {.slots = inputs.batch, .chunk = o.chunk, .batch = inputs.batch * o.chunk});
   Forward(engine, inputs, o)().write(*o.output);

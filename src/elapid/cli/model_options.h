@@ -26,6 +26,8 @@ struct ModelOptions {
   // error is one line.
   [[nodiscard]] std::filesystem::path folder() const;
   [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
+  // The model, with what a person should know about it on standard error.
+  [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
 };

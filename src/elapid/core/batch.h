@@ -3,12 +3,11 @@
 // Batch: sequences end to end ("ragged"), as plain host tensors. There is no padding and no mask anywhere below it.
 
 #include "elapid/core/tensor.h"
+#include "elapid/core/token.h"
 
 #include <cstdint>
 
 namespace elapid {
-
-using TokenId = int32_t;
 
 inline constexpr int64_t kNoSlot = -1;  // zero initial state, final state not kept
 

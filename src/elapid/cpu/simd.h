@@ -363,6 +363,36 @@ ELAPID_INLINE F32 log1p_of_fraction(const F32& e_in) {
   });
 }
 
+// erf x to about 1 ulp; ±1 beyond 3.92, NaN stays NaN. Below 0.9375 an odd polynomial, above it 1 − exp(−q(|x|)) with q
+// a polynomial for −ln erfc. Both are minimax fits of our own, within 0.05 u before rounding.
+ELAPID_INLINE F32 erf(const F32& x) {
+  const F32 size =
+      by_part([&](auto i) ELAPID_LAMBDA { return part_floats(part_and(part_bits(x.v[i]), part_int(0x7fffffff))); });
+  const F32 s = x * x;
+  F32 p = broadcast(8.2674618170131e-5f);
+  p = fma(p, s, broadcast(-8.1180775305256e-4f));
+  p = fma(p, s, broadcast(5.1988302730024e-3f));
+  p = fma(p, s, broadcast(-2.685849741101265e-2f));
+  p = fma(p, s, broadcast(0.1128367930650711f));
+  p = fma(p, s, broadcast(-0.37612631916999817f));
+  p = fma(p, s, broadcast(0.12837916612625122f));
+  const F32 near = fma(p, x, x);
+
+  const F32 t = min(broadcast(4.0f), size);
+  F32 q = broadcast(-2.1337509679142e-4f);
+  q = fma(q, t, broadcast(3.2099063973874e-3f));
+  q = fma(q, t, broadcast(-2.2873690351843834e-2f));
+  q = fma(q, t, broadcast(0.10523631423711777f));
+  q = fma(q, t, broadcast(0.6357378363609314f));
+  q = fma(q, t, broadcast(1.1285085678100586f));
+  const F32 far = broadcast(1.0f) - exp(zero() - q * t);
+  return by_part([&](auto i) ELAPID_LAMBDA {
+    const IntPart sign = part_and(part_bits(x.v[i]), part_int(static_cast<int32_t>(0x80000000u)));
+    const Part signed_far = part_floats(part_or(part_bits(far.v[i]), sign));
+    return part_if_greater(size.v[i], part_broadcast(0.9375f), signed_far, near.v[i]);
+  });
+}
+
 // Sixteen weights for each of two neighbouring inputs k and k+1, from the packed order of ops/matmul (see
 // pack_weight()): bf16 comes in pairs (k, k+1), the order of AMX tiles; f32 and f16 come row by row.
 ELAPID_INLINE void load_pair(const float* p, F32& even, F32& odd) {

@@ -1,7 +1,7 @@
 #include "elapid/model/load.h"
 
 #include "elapid/core/error.h"
-#include "elapid/io/safetensors.h"
+#include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
@@ -13,7 +13,9 @@
 namespace elapid {
 namespace {
 
-constexpr std::string_view kHead = "head.weight", kEmbedding = "embedding.weight";
+using Rules = std::map<std::string, std::vector<NameRule>>;  // of each parameter
+
+const std::string kHead = "head.weight", kEmbedding = "embedding.weight";
 constexpr int64_t kConfigLimit = int64_t{16} << 20;
 
 std::string shown(const Shape& shape) {
@@ -26,11 +28,20 @@ bool same_bytes(const Tensor& a, const Tensor& b) {
   return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
 }
 
+// The rows of a checkpoint's tensor that a rule means, as a matrix.
+Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole) {
+  const Shape& shape = rule.shape.rank == 0 ? whole : rule.shape;
+  require(tensor.shape == shape, "load model: ", rule.theirs, " must be ", shown(shape), " as config.json says, got ",
+          shown(tensor.shape));
+  const Tensor matrix = as_matrix(tensor);
+  if (rule.shape.rank == 0) return matrix;
+  return matrix.slice(rule.row, rule.row + rule.rows).columns(rule.column, rule.column + rule.columns);
+}
+
 // A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
 // counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Safetensors& weights,
-                        const std::map<std::string, std::string>& names) {
-  const std::string &head = names.at(std::string(kHead)), &embedding = names.at(std::string(kEmbedding));
+void untie_if_different(ModelConfig& config, const Checkpoint& weights, const Rules& rules) {
+  const std::string &head = rules.at(kHead).front().theirs, &embedding = rules.at(kEmbedding).front().theirs;
   if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
   if (same_bytes(weights.at(head), weights.at(embedding))) return;
   config.tied_head = false;
@@ -41,37 +52,38 @@ void untie_if_different(ModelConfig& config, const Safetensors& weights,
 }  // namespace
 
 ModelConfig load_config(const std::filesystem::path& folder) {
-  require(std::filesystem::is_directory(folder), "load model: must be a folder, got ", folder.string());
+  require(is_folder(folder), "load model: must be a folder, got ", folder.string());
   const std::filesystem::path path = folder / "config.json";
   return parse_config(read_text_file(path, kConfigLimit), path.string());
 }
 
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads, const LoadOptions&) {
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads) {
   ModelConfig config = load_config(folder);
-  const auto weights = std::make_shared<const Safetensors>(Safetensors::open_folder(folder));
-  std::map<std::string, std::string> names;
-  for (const NameRule& rule : find_family(config.family, folder.string()).names(config)) {
-    names.emplace(rule.ours, rule.theirs);
-  }
-  untie_if_different(config, *weights, names);
+  const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
+  const Family& family = find_family(config.family, folder.string());
+  Rules rules;
+  for (NameRule& rule : family.names(config).take()) rules[rule.ours].push_back(std::move(rule));
+  untie_if_different(config, *weights, rules);
 
-  std::set<std::string> used;
-  if (config.tied_head) used.insert(names.at(std::string(kHead)));
+  std::set<std::string, std::less<>> used;
+  if (config.tied_head) used.insert(rules.at(kHead).front().theirs);
   ModelBuilder builder(config, threads);
   builder.fill([&](const ParameterInfo& info, bool) {
-    const std::string& name = names.at(info.name);
-    const auto found = weights->entries().find(name);
-    require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", name,
-            ", got none of that name");
-    const Tensor& tensor = found->second.tensor;
-    require(tensor.shape == info.shape, "load model: ", name, " must be ", shown(info.shape),
-            " as config.json says, got ", shown(tensor.shape));
-    used.insert(name);
-    info.param->name = name;
-    return ModelBuilder::Source{tensor, found->second.file};
+    ModelBuilder::Source source;
+    for (const NameRule& rule : rules.at(info.name)) {
+      const auto found = weights->entries().find(rule.theirs);
+      require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", rule.theirs,
+              ", got none of that name");
+      used.insert(rule.theirs);
+      source.parts.push_back({part_of(found->second.tensor, rule, info.shape), found->second.file});
+      source.key += concat(rule.theirs, '[', rule.row, ',', rule.column, ']');
+    }
+    info.param->name = rules.at(info.name).front().theirs;
+    return source;
   });
   for (const auto& [name, entry] : weights->entries()) {
-    require(used.contains(name), "load model: every tensor must be one that ", config.family, " has, got ", name);
+    require(used.contains(name) || (family.ignores != nullptr && family.ignores(name)),
+            "load model: every tensor must be one that ", config.family, " has, got ", name);
   }
   return builder.finish([weights, config] { return fingerprint_of(config, *weights); });
 }

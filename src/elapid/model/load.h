@@ -9,17 +9,10 @@
 
 namespace elapid {
 
-// Arithmetic and weights in memory (the command line's --dtype). f32 computes in float32 over the weights as stored.
-enum class WeightFormat : uint8_t { automatic, f32 };
-
-struct LoadOptions {
-  WeightFormat format = WeightFormat::automatic;
-};
-
-// Loads a Hugging Face folder: config.json, and model.safetensors or its shards. `threads` pack the weights. Missing or
+// Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
 // unknown tensors, shapes that do not follow from the config, config keys that change the mathematics in a way this
 // engine does not compute: each is an Error that names it.
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads, const LoadOptions& = {});
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads);
 
 // The config.json of a folder alone.
 ModelConfig load_config(const std::filesystem::path& folder);

@@ -78,10 +78,11 @@ struct Sequences {
 
 inline constexpr double kRounding = 0x1p-24;    // u
 inline constexpr double kUnderflow = 0x1p-149;  // the smallest subnormal: what a product may lose near zero
-// exp and exp2_product of cpu/simd.h are within 1.25 ulp, log and log1p_of_fraction within 1.5 (tests/ops/simd_test.cc
-// holds them to that); an ulp is at most 2 u.
+// exp and exp2_product of cpu/simd.h are within 1.25 ulp, log, log1p_of_fraction and erf within 1.5
+// (tests/ops/simd_test.cc holds them to that); an ulp is at most 2 u.
 inline constexpr double kExpError = 2.5;
 inline constexpr double kLogError = 3;
+inline constexpr double kErfError = 3;
 
 // How often a term of a sum of n terms is rounded, in effect. At most n times. The roundings are independent, and each
 // is at most uniform in ±u, with standard deviation u/√3: 4 √n u is 6.9 standard deviations (Higham & Mary 2019, "A new

@@ -1,6 +1,7 @@
 #include "elapid/core/error.h"
 #include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
+#include "elapid/model/families/names.h"
 
 #include <cmath>
 
@@ -27,9 +28,9 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   config.family = kMamba2Family.model_type;
   config.vocab = reader.integer("vocab_size", 32768, 1, ConfigReader::kMostVocab);
   config.d_model = reader.integer("hidden_size", 4096, 1, kMost);
-  config.norm_eps = static_cast<float>(reader.number("layer_norm_epsilon", 1e-5));
-  require(config.norm_eps >= 0 && std::isfinite(config.norm_eps), reader.name_of_key("layer_norm_epsilon"),
-          ": must be finite and not negative, got ", config.norm_eps);
+  config.norm.eps = static_cast<float>(reader.number("layer_norm_epsilon", 1e-5));
+  require(config.norm.eps >= 0 && std::isfinite(config.norm.eps), reader.name_of_key("layer_norm_epsilon"),
+          ": must be finite and not negative, got ", config.norm.eps);
   config.tied_head = reader.boolean("tie_word_embeddings", false);
 
   Mamba2Config mixer{.d_model = config.d_model,
@@ -40,7 +41,7 @@ ModelConfig read_config(const Json& json, const std::string& what) {
                      .d_conv = reader.integer("conv_kernel", 4, 1, kMostConvTaps),
                      .proj_bias = reader.boolean("use_bias", false),
                      .conv_bias = reader.boolean("use_conv_bias", true),
-                     .norm_eps = config.norm_eps};
+                     .norm_eps = config.norm.eps};
   read_time_step_limit(reader, mixer);
   const int64_t expand = reader.integer("expand", 2, 1, kMost);
   require(mixer.heads * mixer.head_dim == expand * config.d_model, reader.name_of_key("num_heads"),
@@ -66,26 +67,22 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   reader.harmless({"chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor",
                    "time_step_init_scheme", "time_step_max", "time_step_min", "time_step_rank", "time_step_scale"});
   const int64_t layers = reader.integer("num_hidden_layers", 64, 1, ConfigReader::kMostLayers);
-  config.blocks.assign(static_cast<size_t>(layers), BlockConfig{{mixer}});
+  for (int64_t i = 0; i < layers; ++i) config.blocks.push_back({.bodies = {mixer}, .layer = i});
   reader.finish(config);
   return config;
 }
 
-std::vector<NameRule> names(const ModelConfig& config) {
-  const Mamba2Config& mixer = std::get<Mamba2Config>(config.blocks.front().bodies.front());
-  std::vector<NameRule> rules = {{"embedding.weight", "backbone.embeddings.weight"},
-                                 {"norm.weight", "backbone.norm_f.weight"},
-                                 {"head.weight", "lm_head.weight"}};
-  std::vector<std::string> parts = {"in_proj.weight", "conv1d.weight", "A_log",          "D",
-                                    "dt_bias",        "norm.weight",   "out_proj.weight"};
-  if (mixer.conv_bias) parts.emplace_back("conv1d.bias");
-  if (mixer.proj_bias) parts.insert(parts.end(), {"in_proj.bias", "out_proj.bias"});
+NameTable names(const ModelConfig& config) {
+  NameTable table;
+  table.rename("embedding.weight", "backbone.embeddings.weight");
+  table.rename("norm.weight", "backbone.norm_f.weight");
+  table.rename("head.weight", "lm_head.weight");
   for (size_t i = 0; i < config.blocks.size(); ++i) {
     const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
-    rules.push_back({ours + "norm.weight", theirs + "norm.weight"});
-    for (const std::string& part : parts) rules.push_back({ours + "mamba2." + part, theirs + "mixer." + part});
+    table.rename(ours + "norm.weight", theirs + "norm.weight");
+    name_body(table, config.blocks[i].bodies.front().config, ours, theirs + "mixer.");
   }
-  return rules;
+  return table;
 }
 
 }  // namespace
