@@ -42,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", type=Path)
     parser.add_argument("--only", default="mamba2_", help="cases whose folder name begins with this")
-    parser.add_argument("--ops", default="ssd_,conv_,gated_rmsnorm_,rmsnorm_,cross_entropy_", help="the same for ops/, comma-separated")
+    parser.add_argument("--ops", default="selective_scan_,ssd_,conv_,gated_rmsnorm_,rmsnorm_,cross_entropy_", help="the same for ops/, comma-separated")
     parser.add_argument("--to", type=Path, default=REPOSITORY / "tests/data/conformance")
     args = parser.parse_args()
 
