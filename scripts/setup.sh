@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh [--test] [--fuzz] [--dev]
 #
-#   --test   also what scripts/test.sh runs: the formatter, Python
+#   --test   also what scripts/test.sh runs: GoogleTest, the formatter, Python
 #   --fuzz   also what the fuzz targets need: clang with its sanitizer runtimes
 #   --dev    also what the Python comparison tests need: venv
 #
@@ -17,10 +17,10 @@ fail() {
   exit 1
 }
 
-wanted=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev libgtest-dev)
+wanted=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev)
 for option in "$@"; do
   case $option in
-    --test) wanted+=(clang-format-14 python3) ;;
+    --test) wanted+=(libgtest-dev clang-format-14 python3) ;;
     --fuzz) wanted+=(clang libclang-rt-14-dev) ;;
     --dev) wanted+=(python3 python3-venv) ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;

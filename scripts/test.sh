@@ -77,7 +77,7 @@ has_cpu_flags() {
   for flag in "$@"; do grep -qwm1 "$flag" /proc/cpuinfo || return 1; done
 }
 
-if step "release build" scripts/build.sh release; then
+if step "release build" scripts/build.sh release -DELAPID_TESTS=ON; then
   run_tests "release tests" release
 fi
 

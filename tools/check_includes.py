@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds the walls between the layers: who may include whom (docs/architecture.md, section 3).
+"""Holds the walls between the layers: who may include whom (docs/architecture.md, "Who may include whom").
 
     check_includes.py [ROOT]
 

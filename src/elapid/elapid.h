@@ -21,4 +21,5 @@
 #include "elapid/state/pool.h"
 #include "elapid/state/state.h"
 #include "elapid/text/stream_decoder.h"
+#include "elapid/text/template.h"
 #include "elapid/text/tokenizer.h"

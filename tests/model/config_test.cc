@@ -12,7 +12,7 @@ ModelConfig parse(const Json& json) { return parse_config(json.dump(), "config.j
 
 Json storyteller() { return read_json(storyteller_folder() / "config.json"); }
 
-const Mamba2Config& mixer(const ModelConfig& c) { return std::get<Mamba2Config>(c.blocks.at(0).bodies.at(0)); }
+const Mamba2Config& mixer(const ModelConfig& c) { return std::get<Mamba2Config>(c.blocks.at(0).bodies.at(0).config); }
 
 TEST(Config, ReadsTheBundledModel) {
   const ModelConfig c = parse(storyteller());

@@ -158,6 +158,7 @@ Batch Workbench::batch(const reference::Sequences& sequences) {
   Batch batch;
   batch.offsets = integers(sequences.offsets);
   batch.slots = integers(sequences.slots);
+  if (!sequences.past.empty()) batch.past = integers(sequences.past);
   return batch;
 }
 
@@ -312,12 +313,12 @@ void check_operation(Workbench& bench, const Operation& operation, std::map<Isa,
   });
 }
 
-void report_shares(const std::string& op, const std::map<Isa, Share>& worst) {
+void report_shares(const std::string& op, const std::map<Isa, Share>& worst, double smallest) {
   for (const auto& [isa, share] : worst) {
     const std::string level(name_of(isa));
     std::printf("[  share   ] %s %s: %.3f (%s)\n", op.c_str(), level.c_str(), share.worst, share.where.c_str());
     ::testing::Test::RecordProperty(op + "." + level + ".worst_share", concat(share.worst));
-    EXPECT_GE(share.worst, kSmallestShare) << op << " on " << level << ": the tolerance is too loose to test anything";
+    EXPECT_GE(share.worst, smallest) << op << " on " << level << ": the tolerance is too loose to test anything";
   }
 }
 
@@ -376,7 +377,7 @@ reference::Sequences sequences_of(const Ragged& ragged) {
 }
 
 reference::Sequences alone(const reference::Sequences& all, int64_t s) {
-  return {{0, all.end(s) - all.begin(s)}, {all.slot(s)}};
+  return {{0, all.end(s) - all.begin(s)}, {all.slot(s)}, {all.past_of(s)}};
 }
 
 }  // namespace elapid::testing

@@ -93,6 +93,9 @@ struct Operation {
   std::vector<reference::Expected> expected;         // of each of them
 };
 
+// A worst share below this, over all cases of an operator, says that its tolerance is too loose to test anything.
+inline constexpr double kSmallestShare = 0.05;
+
 template <class Case>
 struct Op {
   std::string name;
@@ -100,6 +103,7 @@ struct Op {
   std::function<std::string(const Case&)> describe;
   std::function<Operation(Workbench&, const Case&)> make;
   bool exact = false;  // copies only: there is no rounding, hence no share of a tolerance
+  double smallest_share = kSmallestShare;
 };
 
 // Runs `body` at every level of this machine; the level in use is restored afterwards.
@@ -135,13 +139,11 @@ struct Share {
 Share share_of(const Tensor& actual, const reference::Expected& expected);
 
 inline constexpr int kThreadCounts[] = {1, 2, 3, 7};
-// A worst share below this, over all cases of an operator, says that its tolerance is too loose to test anything.
-inline constexpr double kSmallestShare = 0.05;
 
 // The part of check_forward() that does not depend on the case's type: all levels and thread counts. Adds to `worst`,
 // by level.
 void check_operation(Workbench& bench, const Operation& operation, std::map<Isa, Share>& worst);
-void report_shares(const std::string& op, const std::map<Isa, Share>& worst);
+void report_shares(const std::string& op, const std::map<Isa, Share>& worst, double smallest = kSmallestShare);
 
 template <class Case>
 void check_forward(const Op<Case>& op) {
@@ -160,7 +162,7 @@ void check_forward(const Op<Case>& op) {
     }
     if (::testing::Test::HasFailure()) return;  // the first failing case says enough
   }
-  if (!op.exact) report_shares(op.name, worst);
+  if (!op.exact) report_shares(op.name, worst, op.smallest_share);
 }
 
 // Ragged batches for operators with a memory: lengths of sequences and whether they have state.

@@ -12,16 +12,22 @@ struct Case {
   bool gated = false, weight = true, strided = false;
   Range range = kMixed, gate = {-4, 4};
   float eps = 1e-5f;
+  bool norm_before_gate = false;
 };
 
 Operation make(Workbench& bench, const Case& c) {
   const Tensor x = bench.matrix(c.rows, c.width, c.range, c.strided);
   const Tensor z = c.gated ? bench.matrix(c.rows, c.width, c.gate, c.strided) : Tensor{};
   const Param weight = c.weight ? bench.param(bench.tensor({c.width}, kMixed)) : Param{};
-  const reference::RmsNormInputs in{reference::matrix_of(x), reference::matrix_of(z),
-                                    reference::matrix_of(weight.value), static_cast<double>(c.eps), c.groups};
+  const reference::RmsNormInputs in{reference::matrix_of(x),
+                                    reference::matrix_of(z),
+                                    reference::matrix_of(weight.value),
+                                    static_cast<double>(c.eps),
+                                    c.groups,
+                                    c.norm_before_gate};
   const auto run = [=](Context& ctx) {
-    return std::vector{c.gated ? gated_rms_norm(ctx, x, z, weight, c.eps, c.groups) : rms_norm(ctx, x, weight, c.eps)};
+    return std::vector{c.gated ? gated_rms_norm(ctx, x, z, weight, c.eps, c.groups, c.norm_before_gate)
+                               : rms_norm(ctx, x, weight, c.eps)};
   };
   return {run, {reference::rms_norm(in)}};
 }
@@ -29,7 +35,7 @@ Operation make(Workbench& bench, const Case& c) {
 std::string describe(const Case& c) {
   return concat(c.rows, " x ", c.width, c.gated ? " gated" : "", " groups ", c.groups, c.weight ? "" : " no weight",
                 c.strided ? " strided" : "", " x in ", c.range.low, " to ", c.range.high, " gate in ", c.gate.low,
-                " to ", c.gate.high, " eps ", c.eps);
+                " to ", c.gate.high, " eps ", c.eps, c.norm_before_gate ? " norm before gate" : "");
 }
 
 // Rows 0 and beyond a task; widths around a vector; magnitudes where squares come near the ends of float32.
@@ -60,7 +66,12 @@ Op<Case> gated() {
       }
     }
   }
+  for (size_t n = op.cases.size(), k = 0; k < n; k += 3) {
+    op.cases.push_back(op.cases[k]);
+    op.cases.back().norm_before_gate = true;
+  }
   op.cases.push_back({5, 48, 1, true, true, false, kMixed, {-120, 120}});
+  op.cases.push_back({5, 48, 1, true, true, false, kMixed, {-120, 120}, 1e-5f, true});
   op.cases.push_back({5, 48, 2, true, true, false, kMixed, {-1e4, 1e4}});
   op.cases.push_back({5, 48, 2, true, true, false, {0, 0}});
   return op;

@@ -65,6 +65,7 @@ void check_accuracy(const std::string& name, SimdFunction function, const std::v
 
 // The limits are the errors that the specifications assume; an ulp is at most two roundings.
 constexpr double kExpLimit = reference::kExpError / 2, kLogLimit = reference::kLogError / 2;
+constexpr double kErfLimit = reference::kErfError / 2;
 
 TEST(Simd, ExpIsAccurate) {
   const auto exact = [](double x) { return std::exp(x); };
@@ -82,6 +83,19 @@ TEST(Simd, ExpAtTheEnds) {
   });
 }
 
+// The probe's factor is ½, which rounds nothing. Results that are not normal numbers may be zero.
+TEST(Simd, Exp2ProductIsAccurate) {
+  const auto exact = [](double x) { return std::exp2(x / 2); };
+  check_accuracy("exp2_product", SimdFunction::exp2_product, floats_between(-252.0f, 0.0f, 497), kExpLimit, exact);
+  for_each_isa([&](Isa) {
+    const std::vector<float> y =
+        apply(SimdFunction::exp2_product, {0.0f, -0.0f, -2.0f, -254.0f, -1e4f, -1e30f, -kInfinity, __builtin_nanf("")});
+    const std::vector<float> expected = {1, 1, 0.5f, 0, 0, 0, 0};
+    EXPECT_EQ(std::vector(y.begin(), y.end() - 1), expected);
+    EXPECT_TRUE(std::isnan(y.back()));
+  });
+}
+
 TEST(Simd, LogIsAccurate) {
   const auto exact = [](double x) { return std::log(x); };
   const float largest = std::numeric_limits<float>::max(), smallest = std::numeric_limits<float>::min();
@@ -90,10 +104,43 @@ TEST(Simd, LogIsAccurate) {
   for_each_isa([&](Isa) { EXPECT_EQ(apply(SimdFunction::log, {1.0f})[0], 0.0f); });
 }
 
-// Up to e²⁰, where softplus ends, and down to subnormals.
+// Down to subnormals.
 TEST(Simd, Log1pIsAccurate) {
-  check_accuracy("log1p", SimdFunction::log1p, floats_between(0.0f, 5e8f, 997), kLogLimit,
+  check_accuracy("log1p", SimdFunction::log1p_of_fraction, floats_between(0.0f, 1.0f, 997), kLogLimit,
                  [](double x) { return std::log1p(x); });
+  for_each_isa([&](Isa) {
+    EXPECT_EQ(apply(SimdFunction::log1p_of_fraction, {0.0f})[0], 0.0f);
+    EXPECT_TRUE(std::isnan(apply(SimdFunction::log1p_of_fraction, {__builtin_nanf("")})[0]));
+  });
+}
+
+TEST(Simd, ErfIsAccurate) {
+  const auto exact = [](double x) { return std::erf(x); };
+  const float smallest = std::numeric_limits<float>::min();
+  check_accuracy("erf", SimdFunction::erf, floats_between(smallest, 10.0f, 997), kErfLimit, exact);
+  check_accuracy("erf near the border", SimdFunction::erf, floats_between(0.9f, 1.0f, 7), kErfLimit, exact);
+  check_accuracy("erf in the middle", SimdFunction::erf, floats_between(0.25f, 4.0f, 61), kErfLimit, exact);
+  // Odd, bit for bit.
+  const std::vector<float> positive = floats_between(smallest, 10.0f, 9973);
+  std::vector<float> negative = positive;
+  for (float& x : negative) x = -x;
+  for_each_isa([&](Isa) {
+    std::vector<float> y = apply(SimdFunction::erf, negative);
+    for (float& v : y) v = -v;
+    EXPECT_EQ(y, apply(SimdFunction::erf, positive));
+  });
+}
+
+TEST(Simd, ErfAtTheEnds) {
+  for_each_isa([&](Isa) {
+    const std::vector<float> y =
+        apply(SimdFunction::erf, {0.0f, -0.0f, 4.0f, -4.0f, 1e30f, kInfinity, -kInfinity, 1e-40f, __builtin_nanf("")});
+    const std::vector<float> expected = {0, 0, 1, -1, 1, 1, -1};
+    EXPECT_EQ(std::vector(y.begin(), y.end() - 2), expected);
+    EXPECT_TRUE(std::signbit(y[1]));
+    EXPECT_NEAR(static_cast<double>(y[7]), std::erf(static_cast<double>(1e-40f)), 2 * reference::kUnderflow);
+    EXPECT_TRUE(std::isnan(y.back()));
+  });
 }
 
 // What the formulas of ops/math.h make of them, with the error that the specifications assume.

@@ -49,27 +49,30 @@ void check_combinations(const Options& o) {
     throw UsageError(concat("--save-state: must go with one sequence, got --num-return ", o.sequences));
   }
   const auto folder = std::filesystem::absolute(*o.save_state).parent_path();
-  require(std::filesystem::is_directory(folder), "--save-state: must name a file in an existing folder, got ",
-          *o.save_state);
+  require(is_folder(folder), "--save-state: must name a file in an existing folder, got ", *o.save_state);
 }
 
 Prompt read_prompt(const Options& o, const std::optional<State>& state) {
   const bool optional = state && !state->pending().empty();
   Prompt prompt;
   if (o.prompt_ids) {
-    prompt.ids = parse_ids(*o.prompt_ids, "--prompt-ids");
+    try {
+      prompt.ids = parse_ids(*o.prompt_ids, "--prompt-ids");
+    } catch (const Error& error) {
+      throw UsageError(error.what());
+    }
     if (prompt.ids.empty() && !optional) throw UsageError("--prompt-ids: must hold at least one id, got none");
     return prompt;
   }
   if (o.prompt) {
     prompt.text = *o.prompt;
   } else if (o.prompt_file) {
-    prompt.text = read_text_file(*o.prompt_file);
+    prompt.text = read_text(o.prompt_file);
   } else if (isatty(STDIN_FILENO) != 1) {
-    prompt.text = read_standard_input();
+    prompt.text = read_text({});
   } else if (!optional) {
     note("reading the prompt from the terminal; end it with Ctrl-D");
-    prompt.text = read_standard_input();
+    prompt.text = read_text({});
   }
   if (prompt.text.empty() && !optional) throw UsageError("prompt: must not be empty, got 0 bytes");
   const size_t valid = unicode::valid_utf8_prefix(prompt.text);
@@ -169,14 +172,19 @@ void run(const Options& o) {
 
   const std::filesystem::path folder = o.model.folder();
   const GenerationConfig config = load_generation_config(folder);
+  // Ids need no tokenizer, but where there is one it knows which ids exist.
   std::optional<Tokenizer> tokenizer;
-  if (!o.prompt_ids || !o.stop.empty() || o.model.tokenizer) tokenizer.emplace(o.model.load_tokenizer(folder));
+  std::error_code ignored;
+  if (!o.prompt_ids || !o.stop.empty() || o.model.tokenizer ||
+      std::filesystem::exists(folder / "tokenizer.json", ignored)) {
+    tokenizer.emplace(o.model.load_tokenizer(folder));
+  }
   if (!prompt.text.empty()) {
     // In the middle of a sequence there is no beginning to mark.
     prompt.ids = tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special && !o.load_state});
   }
   const auto threads = o.model.start_threads();
-  const auto model = load_model(folder, *threads);
+  const auto model = o.model.load(folder, *threads);
   Engine engine(*model, *threads, {.slots = o.sequences, .chunk = o.chunk, .batch = std::max(o.chunk, o.sequences)});
 
   GenerateOptions options;
@@ -188,7 +196,11 @@ void run(const Options& o) {
       options.stop_ids.push_back(static_cast<TokenId>(id));
     }
   }
-  if (tokenizer) options.vocab_limit = std::min(tokenizer->vocab_size(), model->config().vocab);
+  options.vocab_limit = model->config().tokens;
+  if (tokenizer) {
+    options.vocab_limit =
+        std::min(tokenizer->vocab_size(), options.vocab_limit > 0 ? options.vocab_limit : model->config().vocab);
+  }
   options.initial = std::move(state);
   options.keep_state = o.save_state.has_value();
 

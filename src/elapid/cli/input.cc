@@ -41,8 +41,8 @@ std::string_view TextReader::next() {
   return {piece_.data(), static_cast<size_t>(count)};
 }
 
-std::string read_standard_input() {
-  TextReader reader({});
+std::string read_text(const std::optional<std::string>& path) {
+  TextReader reader(path);
   std::string text;
   for (std::string_view piece = reader.next(); !piece.empty(); piece = reader.next()) text += piece;
   return text;

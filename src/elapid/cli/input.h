@@ -32,7 +32,8 @@ class TextReader {
   std::vector<char> piece_;
 };
 
-std::string read_standard_input();
+// All of it; standard input when `path` is empty.
+std::string read_text(const std::optional<std::string>& path);
 
 // Ids separated by spaces, line ends or commas; `what` names them in errors.
 std::vector<TokenId> parse_ids(std::string_view text, const std::string& what);

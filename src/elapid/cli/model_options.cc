@@ -1,6 +1,8 @@
 #include "elapid/cli/model_options.h"
 
 #include "elapid/cli/output.h"
+#include "elapid/io/file.h"
+#include "elapid/io/json.h"
 
 #include <array>
 #include <string_view>
@@ -47,6 +49,15 @@ void ModelOptions::add(Flags& flags) {
   flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
   flags.option("--dtype", "T", check_dtype,
                "auto | f32: float32 arithmetic over the weights as stored (default: auto)");
+  flags.option(
+      "--gated-norm", "NORM",
+      [this](const std::string& text) {
+        if (text != "group" && text != "whole") {
+          throw UsageError(concat("--gated-norm: must be group or whole, got ", text));
+        }
+        gated_norm = text == "group" ? GatedNorm::group : GatedNorm::whole;
+      },
+      "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
   flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
 }
 
@@ -55,7 +66,10 @@ void ModelOptions::add_tokenizer(Flags& flags) {
 }
 
 std::filesystem::path ModelOptions::folder() const {
-  if (model) return *model;
+  if (model) {
+    require(is_folder(*model), "--model: must be a folder, got ", *model);
+    return *model;
+  }
   const std::filesystem::path path = bundled_model();
   note(concat("no --model: using the bundled storyteller, ", path.string()));
   return path;
@@ -65,13 +79,22 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
   return std::make_unique<ThreadPool>(static_cast<int>(threads));
 }
 
+std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {
+  auto loaded = load_model(folder, pool, {.gated_norm = gated_norm});
+  for (const std::string& text : loaded->config().notes) note(concat("note: ", text));
+  for (const std::string& key : loaded->config().unknown_keys) {
+    note(concat("note: config.json: ", quote(key), " is not known here and has no effect"));
+  }
+  return loaded;
+}
+
 Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder) const {
   return Tokenizer::load(tokenizer ? std::filesystem::path(*tokenizer) : model_folder);
 }
 
 void add_chunk(Flags& flags, int64_t& chunk) {
   flags.integer("--chunk", chunk, {1, int64_t{1} << 24},
-                "Run long inputs in pieces of N tokens; results do not change (default: 512)");
+                "Run long inputs in pieces of N tokens; results change by rounding at most (default: 512)");
 }
 
 }  // namespace elapid::cli

@@ -16,9 +16,10 @@ namespace elapid::cli {
 
 struct ModelOptions {
   std::optional<std::string> model, tokenizer;
+  std::optional<GatedNorm> gated_norm;
   int64_t threads = 0;  // 0: all that this process may use
 
-  // --model --device --dtype --threads
+  // --model --device --dtype --gated-norm --threads
   void add(Flags& flags);
   void add_tokenizer(Flags& flags);
 
@@ -26,6 +27,8 @@ struct ModelOptions {
   // error is one line.
   [[nodiscard]] std::filesystem::path folder() const;
   [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
+  // The model, with what a person should know about it on standard error.
+  [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
 };

@@ -75,11 +75,12 @@ void run(const Options& o) {
   const std::filesystem::path folder = o.model.folder();
   const Tokenizer tokenizer = o.model.load_tokenizer(folder);
   const auto threads = o.model.start_threads();
-  const auto model = load_model(folder, *threads);
+  const auto model = o.model.load(folder, *threads);
   Engine engine(*model, *threads, {.chunk = o.chunk});
   const Result r = score(o, reader, first, tokenizer, engine);
 
   const double mean = r.nll / static_cast<double>(r.tokens);
+  require(std::isfinite(std::exp(mean)), "score: the perplexity must be finite, got a mean of ", mean, " nats a token");
   const double bits_per_byte = r.nll / std::numbers::ln2 / static_cast<double>(r.bytes);
   const double speed = static_cast<double>(r.tokens) / r.seconds;
   if (o.json) {

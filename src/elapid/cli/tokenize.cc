@@ -2,7 +2,6 @@
 #include "elapid/cli/input.h"
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
-#include "elapid/io/file.h"
 
 #include <optional>
 
@@ -20,13 +19,13 @@ void each_line(const std::function<std::string(std::string_view)>& convert) {
   TextReader reader({});
   std::string rest;
   for (std::string_view piece = reader.next(); !piece.empty(); piece = reader.next()) {
-    rest += piece;
     std::string out;
-    size_t begin = 0;
-    for (size_t end; (end = rest.find('\n', begin)) != std::string::npos; begin = end + 1) {
-      out += convert(std::string_view(rest).substr(begin, end - begin)) + "\n";
+    for (size_t end; (end = piece.find('\n')) != std::string_view::npos; piece.remove_prefix(end + 1)) {
+      rest += piece.substr(0, end);
+      out += convert(rest) + "\n";
+      rest.clear();
     }
-    rest.erase(0, begin);
+    rest += piece;
     print(out);
   }
   if (!rest.empty()) print(convert(rest) + "\n");
@@ -35,11 +34,7 @@ void each_line(const std::function<std::string(std::string_view)>& convert) {
 void run(const Options& o) {
   // One text; lines are separate texts only in the stream that has no other bounds.
   std::optional<std::string> whole;
-  if (o.file) {
-    whole = read_text_file(*o.file);
-  } else if (o.json) {
-    whole = read_standard_input();
-  }
+  if (o.file || o.json) whole = read_text(o.file);
   const Tokenizer tokenizer = o.model.load_tokenizer(o.model.tokenizer ? std::filesystem::path() : o.model.folder());
   const auto encode = [&](std::string_view text) {
     return tokenizer.encode(text, {.add_special_tokens = !o.no_special});

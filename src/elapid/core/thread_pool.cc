@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <string>
 #include <sys/syscall.h>
+#include <system_error>
 #include <thread>
 #include <time.h>
 #include <unistd.h>
@@ -143,12 +144,22 @@ int ThreadPool::usable_cores() {
 ThreadPool::ThreadPool(int threads) : shared_(std::make_unique<Shared>()), size_(threads) {
   require(threads >= 0 && threads <= 1024, "thread pool: threads must be 0 (all) to 1024, got ", threads);
   if (size_ == 0) size_ = usable_cores();
-  for (int i = 1; i < size_; ++i) {
-    shared_->workers.emplace_back([shared = shared_.get(), i] { shared->worker_loop(i); });
+  shared_->workers.reserve(static_cast<size_t>(size_));
+  try {
+    for (int i = 1; i < size_; ++i) {
+      shared_->workers.emplace_back([shared = shared_.get(), i] { shared->worker_loop(i); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = shared_->workers.size() + 1;
+    stop();
+    fail(concat("thread pool: this machine must be able to run ", size_, " threads, got ", started, " and then ",
+                error.code().message()));
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   shared_->stop.store(true, std::memory_order_release);
   shared_->epoch_signal.fetch_add(1, std::memory_order_seq_cst);
   futex_wake(shared_->epoch_signal, size_);

@@ -33,6 +33,7 @@ class ThreadPool {
   static int usable_cores();
 
  private:
+  void stop();
   struct Shared;
   std::unique_ptr<Shared> shared_;
   int size_;

@@ -52,8 +52,11 @@ TokenId Sampler::sample(std::span<const float> logits, const SamplingParams& par
     require(logits[i] <= std::numeric_limits<float>::max(), "sampler: logits must be finite, got ", logits[i],
             " for id ", i);
     double score = logits[i];
-    if (penalize && seen[i] != 0)
+    if (penalize && seen[i] != 0) {
       score = score < 0 ? score * params.repetition_penalty : score / params.repetition_penalty;
+      require(score < kInfinity, "sampling: repetition penalty must leave logits finite, got ",
+              params.repetition_penalty);
+    }
     kept[i] = {score, 0, static_cast<TokenId>(i)};
     if (kBetter(kept[i], *best)) best = &kept[i];
   }

@@ -144,6 +144,11 @@ void MappedFile::drop_pages(Bytes range) const {
   if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
+bool is_folder(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
 std::string read_text_file(const fs::path& path, int64_t limit) {
   const RegularFile source(path);
   const auto check_limit = [&](size_t size) {

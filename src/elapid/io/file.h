@@ -43,6 +43,9 @@ class MappedFile {
   Buffer memory_;  // what data_ points into, unless it is a mapping
 };
 
+// Whether `path` is a folder, or a link to one; whatever else it is, no.
+bool is_folder(const std::filesystem::path& path);
+
 // The whole regular file as text. `limit` bounds the size in bytes.
 std::string read_text_file(const std::filesystem::path& path, int64_t limit = int64_t{1} << 30);
 

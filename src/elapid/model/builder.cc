@@ -14,18 +14,41 @@ constexpr int64_t kAlignment = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Element i as float; mapped files promise no alignment.
-float element(const Tensor& t, int64_t i) {
-  const char* at = static_cast<const char*>(t.data) + i * size_of(t.dtype);
-  const auto read = [&]<class T>(T value) {
-    std::memcpy(&value, at, sizeof value);
-    return to_float(value);
-  };
-  switch (t.dtype) {
-    case DType::f32: return read(float{});
-    case DType::bf16: return read(BFloat16{});
-    default: return read(Float16{});
+// Calls f(row, column, value) for every element; mapped files promise no alignment.
+template <class F>
+void for_each_element(const ModelBuilder::Source& source, const F& f) {
+  int64_t first = 0;
+  for (const ModelBuilder::Part& part : source.parts) {
+    const Tensor& t = part.rows;
+    const auto walk = [&]<class T>(T value) {
+      for (int64_t r = 0; r < t.shape[0]; ++r) {
+        const char* at = static_cast<const char*>(t.data) + r * t.row_stride() * size_of(t.dtype);
+        for (int64_t c = 0; c < t.shape[1]; ++c) {
+          std::memcpy(&value, at + c * int64_t{sizeof value}, sizeof value);
+          f(first + r, c, to_float(value));
+        }
+      }
+    };
+    switch (t.dtype) {
+      case DType::f32: walk(float{}); break;
+      case DType::bf16: walk(BFloat16{}); break;
+      default: walk(Float16{}); break;
+    }
+    first += t.shape[0];
   }
+}
+
+// A dtype that all parts share, of those that this engine computes with.
+DType dtype_of(const ParameterInfo& info, const ModelBuilder::Source& source) {
+  const DType dtype = source.parts.front().rows.dtype;
+  for (const ModelBuilder::Part& part : source.parts) {
+    const DType d = part.rows.dtype;
+    require(d == DType::f32 || d == DType::bf16 || d == DType::f16, "load model: ", info.param->name,
+            " must be f32, bf16 or f16, got ", name_of(d));
+    require(d == dtype || info.role != Role::matrix, "load model: all parts of ", info.name,
+            " must be of one element type, got ", name_of(dtype), " and ", name_of(d));
+  }
+  return dtype;
 }
 
 }  // namespace
@@ -40,89 +63,105 @@ void* ModelBuilder::take(int64_t bytes) {
   return at;
 }
 
+int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source) const {
+  const DType dtype = dtype_of(info, source);
+  const int64_t packed = aligned(packed_bytes(info.shape, dtype));
+  switch (info.role) {
+    case Role::matrix: return packed;
+    case Role::table:
+      return (source.parts.front().file ? 0 : aligned(info.shape.size() * size_of(dtype))) +
+             (model_->config_.tied_head ? packed : 0);
+    default: return aligned(info.shape.size() * size_of(DType::f32));
+  }
+}
+
 void ModelBuilder::fill(const Find& find) {
   Model& model = *model_;
   int64_t total = 0;
-  const auto packed = [&](const Tensor& t) { return aligned(packed_bytes(t.shape, t.dtype)); };
+  std::map<std::string, const Param*> placed;
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, false);
-    const Tensor& t = source.tensor;
-    require(t.dtype == DType::f32 || t.dtype == DType::bf16 || t.dtype == DType::f16, "load model: ", info.param->name,
-            " must be f32, bf16 or f16, got ", name_of(t.dtype));
-    if (info.role == Role::matrix) {
-      total += packed(t);
-    } else if (info.role == Role::table) {
-      if (!source.file) total += aligned(t.bytes());
-      if (model.config_.tied_head) total += packed(t);
-    } else {
-      total += aligned(t.size() * size_of(DType::f32));
-    }
+    if (source.key.empty() || placed.emplace(source.key, nullptr).second) total += memory_of(info, source);
   });
   model.memory_ = Buffer(total);
-  model.visit([&](const ParameterInfo& info) { place(info, find(info, true)); });
+  model.visit([&](const ParameterInfo& info) {
+    const Source source = find(info, true);
+    const Param*& first = placed[source.key];
+    if (!source.key.empty() && first != nullptr) {
+      *info.param = *first;
+      return;
+    }
+    first = info.param;
+    place(info, source);
+  });
 }
 
 void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   Model& model = *model_;
   Param& param = *info.param;
-  const Tensor& t = source.tensor;
   Model::Weights& weights = model.weights_;
-  weights.parameters += t.size();
-  weights.bytes += t.bytes();
-  auto& by_dtype = weights.elements_by_dtype;
-  const auto same = std::find_if(by_dtype.begin(), by_dtype.end(), [&](const auto& e) { return e.first == t.dtype; });
-  same == by_dtype.end() ? by_dtype.emplace_back(t.dtype, t.size()).second : same->second += t.size();
-
+  for (const Part& part : source.parts) {
+    const DType dtype = part.rows.dtype;
+    const int64_t size = part.rows.size();
+    weights.parameters += size;
+    weights.bytes += size * size_of(dtype);
+    auto& by_dtype = weights.elements_by_dtype;
+    const auto same = std::find_if(by_dtype.begin(), by_dtype.end(), [&](const auto& e) { return e.first == dtype; });
+    same == by_dtype.end() ? by_dtype.emplace_back(dtype, size).second : same->second += size;
+  }
   const auto pack = [&](Param& to) {
-    const int64_t bytes = packed_bytes(t.shape, t.dtype);
-    to.value = pack_weight(threads_, t, take(bytes));
+    std::vector<Tensor> rows;
+    for (const Part& part : source.parts) rows.push_back(part.rows);
+    const int64_t bytes = packed_bytes(info.shape, rows.front().dtype);
+    to.value = pack_weight(threads_, rows, take(bytes));
     to.packing = Packing::tiles;
     weights.bytes_per_token += bytes;
   };
+  // f(element) as float32 in memory, at [row, column] or the other way round.
+  const auto floats = [&](Shape shape, bool transposed, const auto& f) {
+    param.value = Tensor(take(shape.size() * size_of(DType::f32)), DType::f32, shape);
+    float* to = param.value.ptr<float>();
+    const int64_t rows = info.shape[0], columns = info.shape.size() / std::max<int64_t>(rows, 1);
+    for_each_element(source,
+                     [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    weights.bytes_per_token += param.value.bytes();
+  };
+  const auto as_is = [](float v) { return v; };
   switch (info.role) {
     case Role::matrix:
       pack(param);
-      if (info.param != &model.head_) weights.matrix_elements += t.size();
+      if (info.param != &model.head_) weights.matrix_elements += info.shape.size();
       break;
-    case Role::table:
-      param.value = t;
-      if (source.file) {
-        model.files_.push_back(source.file);
+    case Role::table: {
+      const Part& part = source.parts.front();
+      param.value = Tensor(part.rows.data, part.rows.dtype, info.shape);
+      if (part.file) {
+        model.files_.push_back(part.file);
       } else {
-        void* copy = take(t.bytes());
-        std::memcpy(copy, t.data, static_cast<size_t>(t.bytes()));
+        void* copy = take(param.value.bytes());
+        std::memcpy(copy, part.rows.data, static_cast<size_t>(param.value.bytes()));
         param.value.data = copy;
       }
-      weights.bytes_per_token += t.cols() * size_of(t.dtype);
+      weights.bytes_per_token += param.value.cols() * size_of(param.value.dtype);
       if (model.config_.tied_head) {
         model.head_.name = param.name;
         pack(model.head_);
       }
       break;
-    case Role::vector:
-    case Role::decay: {
-      param.value = Tensor(take(t.size() * size_of(DType::f32)), DType::f32, t.shape);
-      for (int64_t i = 0; i < t.size(); ++i) {
-        const float v = element(t, i);
-        // In double, rounded once: A is the exponent's factor at every step.
-        param.value.ptr<float>()[i] = info.role == Role::decay ? static_cast<float>(-std::exp(double{v})) : v;
-      }
-      weights.bytes_per_token += param.value.bytes();
-      break;
     }
-    case Role::conv_taps: {
-      const int64_t channels = t.shape[0], taps = t.shape[2];
-      param.value = Tensor(take(t.size() * size_of(DType::f32)), DType::f32, {taps, channels});
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t k = 0; k < taps; ++k) param.value.row<float>(k)[c] = element(t, c * taps + k);
-      }
-      weights.bytes_per_token += param.value.bytes();
+    case Role::vector: floats(info.shape, false, as_is); break;
+    case Role::decay:
+      // In double, rounded once: A is the exponent's factor at every step.
+      floats(info.shape, false, [](float v) { return static_cast<float>(-std::exp(double{v})); });
       break;
-    }
+    case Role::conv_taps: floats({info.shape[2], info.shape[0]}, true, as_is); break;
   }
   // What was copied is not needed twice; a table's rows come back when they are looked up.
-  if (source.file) {
-    source.file->drop_pages({static_cast<const std::byte*>(t.data), static_cast<size_t>(t.bytes())});
+  for (const Part& part : source.parts) {
+    if (!part.file || part.rows.shape[0] == 0) continue;
+    const int64_t elements = (part.rows.shape[0] - 1) * part.rows.row_stride() + part.rows.shape[1];
+    part.file->drop_pages(
+        {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))});
   }
 }
 

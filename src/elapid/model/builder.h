@@ -5,18 +5,26 @@
 #include "elapid/model/model.h"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace elapid {
 
 class ModelBuilder {
  public:
-  // One parameter in the checkpoint's form; `file` keeps it alive and is null for memory that lasts only until the next
-  // one.
-  struct Source {
-    Tensor tensor;
+  // Some rows of a parameter in the checkpoint's form, as a matrix (see as_matrix() in checkpoint_rules.h); may be
+  // columns of a wider one. `file` keeps it alive and is null for memory that lasts only until the next parameter.
+  struct Part {
+    Tensor rows;
     std::shared_ptr<const MappedFile> file;
+  };
+  // One parameter: its parts' rows, one after another. Parameters of the same key, unless it is empty, are one in
+  // memory.
+  struct Source {
+    std::vector<Part> parts;
+    std::string key{};
   };
   // Called twice for every parameter: first with values = false, when only dtype, shape and file are looked at (memory
   // is sized before it is filled), then with true, right before they are copied.
@@ -30,6 +38,7 @@ class ModelBuilder {
   std::unique_ptr<Model> finish(std::function<std::string()> fingerprint);
 
  private:
+  [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);
   void* take(int64_t bytes);
 

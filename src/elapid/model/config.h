@@ -15,12 +15,19 @@ namespace elapid {
 struct ModelConfig {
   std::string family;  // the checkpoint's model_type
   int64_t vocab = 0, d_model = 0;
-  float norm_eps = 1e-5f;
+  NormConfig norm;
   bool tied_head = true;
-  float embedding_scale = 1, logit_scale = 1;
+  float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   std::vector<BlockConfig> blocks;
 
+  float router_aux_loss_coef = 0;  // share of the experts' auxiliary loss in the training loss
+  int64_t shared_blocks = 0;       // how many sets of parameters the shared blocks take turns with; 0: none is shared
+
+  // The checkpoint's layers; one may be several blocks.
+  [[nodiscard]] int64_t layers() const { return blocks.empty() ? 0 : blocks.back().layer + 1; }
+
   // Not mathematics, but what comes with it.
+  int64_t tokens = 0;                     // ids that exist, where the vocabulary is padded; 0: all
   std::vector<int64_t> eos_ids;           // config.json's eos_token_id
   std::optional<DType> torch_dtype;       // what random weights are made of
   std::vector<std::string> unknown_keys;  // of config.json: neither mapped nor known to be harmless

@@ -6,6 +6,9 @@
 #include <cstring>
 #include <iomanip>
 #include <sstream>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
 
 namespace elapid {
 namespace {
@@ -55,19 +58,32 @@ class Hash {
   uint64_t lanes_[4] = {1, 2, 3, 4};
 };
 
+// A field of a configuration, exactly.
+template <class T>
+std::string describe(const T& field) {
+  std::ostringstream out;
+  if constexpr (std::is_enum_v<T>) {
+    out << static_cast<int>(field);
+  } else if constexpr (std::is_convertible_v<T, std::string_view> || std::is_arithmetic_v<T>) {
+    out << std::hexfloat << field;
+  } else {
+    for (const auto& element : field) out << describe(element) << ',';
+  }
+  return out.str();
+}
+
 // Everything of the configuration that shapes a state or its continuation.
 std::string described(const ModelConfig& c) {
   std::ostringstream out;
-  out << std::hexfloat << c.family << ' ' << c.vocab << ' ' << c.d_model << ' ' << c.norm_eps << ' ' << c.tied_head
-      << ' ' << c.embedding_scale << ' ' << c.logit_scale << '\n';
-  const auto describe = [&](const Mamba2Config& m) {
-    out << "mamba2 " << m.d_state << ' ' << m.heads << ' ' << m.head_dim << ' ' << m.groups << ' ' << m.d_conv << ' '
-        << m.proj_bias << ' ' << m.conv_bias << ' ' << m.dt_min << ' ' << m.dt_max << ' ' << m.norm_eps << ' '
-        << m.norm_groups << '\n';
-  };
+  const auto add = [&](const auto&... fields) { ((out << describe(fields) << ' '), ...); };
+  add(c.family, c.vocab, c.d_model, c.norm.kind, c.norm.eps, c.tied_head, c.embedding_scale, c.residual_scale,
+      c.logit_scale);
   for (const BlockConfig& block : c.blocks) {
-    for (const BodyConfig& body : block.bodies) std::visit(describe, body);
-    out << "block\n";
+    add("block", block.layer, block.reads, block.writes);
+    for (const BodyUse& use : block.bodies) {
+      add(use.config.index(), use.in_scale, use.out_scale);
+      std::visit([&](const auto& body) { std::apply(add, body.fields()); }, use.config);
+    }
   }
   return out.str();
 }

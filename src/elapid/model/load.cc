@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 #include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
 
@@ -13,65 +14,80 @@
 namespace elapid {
 namespace {
 
-constexpr std::string_view kHead = "head.weight", kEmbedding = "embedding.weight";
 constexpr int64_t kConfigLimit = int64_t{16} << 20;
 
-std::string shown(const Shape& shape) {
-  std::string text = "[";
-  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
+// Where it makes a difference, n_groups > 1, original checkpoints norm per group and transformers' Mamba2 class over
+// the whole width. A folder with Mistral's params.json was trained per group, even when its config.json names that
+// class.
+void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::optional<GatedNorm>& asked) {
+  bool matters = false, per_group = false;
+  for (BlockConfig& block : config.blocks) {
+    for (BodyUse& use : block.bodies) {
+      auto* mixer = std::get_if<Mamba2Config>(&use.config);
+      if (mixer == nullptr || mixer->groups == 1 || !mixer->gated_norm) continue;
+      if (asked || trained_per_group) {
+        mixer->norm_groups = asked.value_or(GatedNorm::group) == GatedNorm::group ? mixer->groups : 1;
+      }
+      matters = true;
+      per_group = mixer->norm_groups > 1;
+    }
+  }
+  if (!matters) return;
+  config.notes.push_back(concat("the gated norm ", per_group ? "works per group" : "covers the whole width",
+                                asked       ? ", as asked"
+                                : per_group ? ", as this checkpoint was trained"
+                                            : ", as in transformers' class"));
 }
 
-bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
-}
-
-// A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
-// counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Checkpoint& weights,
-                        const std::map<std::string, std::string>& names) {
-  const std::string &head = names.at(std::string(kHead)), &embedding = names.at(std::string(kEmbedding));
-  if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
-  if (same_bytes(weights.at(head), weights.at(embedding))) return;
-  config.tied_head = false;
-  config.notes.push_back(concat("tie_word_embeddings is true, but ", head, " differs from ", embedding,
-                                ": the head is the checkpoint's own"));
+bool holds(const std::filesystem::path& folder, const char* file) {
+  std::error_code ignored;
+  return std::filesystem::symlink_status(folder / file, ignored).type() != std::filesystem::file_type::not_found;
 }
 
 }  // namespace
 
-ModelConfig load_config(const std::filesystem::path& folder) {
-  require(std::filesystem::is_directory(folder), "load model: must be a folder, got ", folder.string());
-  const std::filesystem::path path = folder / "config.json";
-  return parse_config(read_text_file(path, kConfigLimit), path.string());
+ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& options) {
+  require(is_folder(folder), "load model: must be a folder, got ", folder.string());
+  const bool mistral = holds(folder, "params.json");
+  // Mistral's names, unless the folder has weights in transformers' layout as well.
+  const bool mistral_weights = mistral && !holds(folder, "model.safetensors") &&
+                               !holds(folder, "model.safetensors.index.json") && !holds(folder, "pytorch_model.bin") &&
+                               !holds(folder, "pytorch_model.bin.index.json");
+  const std::filesystem::path path = folder / (mistral_weights ? "params.json" : "config.json");
+  const std::string text = read_text_file(path, kConfigLimit);
+  ModelConfig config = mistral_weights ? kMistralMambaFamily.config(parse_json(text, path.string()), path.string())
+                                       : parse_config(text, path.string());
+  choose_gated_norm(config, mistral, options.gated_norm);
+  return config;
 }
 
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads, const LoadOptions&) {
-  ModelConfig config = load_config(folder);
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads,
+                                  const LoadOptions& options) {
+  ModelConfig config = load_config(folder, options);
   const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
-  std::map<std::string, std::string> names;
-  for (const NameRule& rule : find_family(config.family, folder.string()).names(config)) {
-    names.emplace(rule.ours, rule.theirs);
-  }
-  untie_if_different(config, *weights, names);
+  const Family& family = find_family(config.family, folder.string());
+  const CheckpointRules rules = checkpoint_rules(config);
+  untie_if_different(config, *weights, rules);
 
-  std::set<std::string> used;
-  if (config.tied_head) used.insert(names.at(std::string(kHead)));
+  std::set<std::string, std::less<>> used;
+  if (config.tied_head) used.insert(rules.at(kHeadName).front().theirs);
   ModelBuilder builder(config, threads);
   builder.fill([&](const ParameterInfo& info, bool) {
-    const std::string& name = names.at(info.name);
-    const auto found = weights->entries().find(name);
-    require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", name,
-            ", got none of that name");
-    const Tensor& tensor = found->second.tensor;
-    require(tensor.shape == info.shape, "load model: ", name, " must be ", shown(info.shape),
-            " as config.json says, got ", shown(tensor.shape));
-    used.insert(name);
-    info.param->name = name;
-    return ModelBuilder::Source{tensor, found->second.file};
+    ModelBuilder::Source source;
+    for (const NameRule& rule : rules.at(info.name)) {
+      const auto found = weights->entries().find(rule.theirs);
+      require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", rule.theirs,
+              ", got none of that name");
+      used.insert(rule.theirs);
+      source.parts.push_back({part_of(found->second.tensor, rule, info.shape), found->second.file});
+      source.key += concat(rule.theirs, '[', rule.row, ',', rule.column, ']');
+    }
+    info.param->name = rules.at(info.name).front().theirs;
+    return source;
   });
   for (const auto& [name, entry] : weights->entries()) {
-    require(used.contains(name), "load model: every tensor must be one that ", config.family, " has, got ", name);
+    require(used.contains(name) || (family.ignores != nullptr && family.ignores(name)),
+            "load model: every tensor must be one that ", config.family, " has, got ", name);
   }
   return builder.finish([weights, config] { return fingerprint_of(config, *weights); });
 }

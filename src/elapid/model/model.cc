@@ -1,35 +1,40 @@
 #include "elapid/model/model.h"
 
 #include "elapid/core/error.h"
+#include "elapid/ops/elementwise/elementwise.h"
 #include "elapid/ops/embedding/embedding.h"
 #include "elapid/ops/gather_rows/gather_rows.h"
 #include "elapid/ops/matmul/matmul.h"
-#include "elapid/ops/rms_norm/rms_norm.h"
 
 namespace elapid {
 
-Model::Model(ModelConfig config) : config_(std::move(config)) {
+Model::Model(ModelConfig config) : config_(std::move(config)), norm_(config_.norm, config_.d_model) {
   auto spec = std::make_shared<StateSpec>();
   blocks_.reserve(config_.blocks.size());
-  for (size_t i = 0; i < config_.blocks.size(); ++i) {
-    blocks_.emplace_back(config_.blocks[i], config_.d_model, config_.norm_eps, static_cast<int64_t>(i), *spec);
+  const Block::Common common{config_.d_model, config_.norm, config_.residual_scale};
+  for (const BlockConfig& block : config_.blocks) {
+    blocks_.emplace_back(block, common, *spec);
+    reads_embedding_ |= block.reads == BlockConfig::Reads::residual_beside_embedding;
+    has_side_ |= block.writes == BlockConfig::Writes::side;
   }
   spec_ = std::move(spec);
 }
 
 Tensor Model::hidden(Context& ctx, const Pass& pass) const {
   const Tensor x = embedding(ctx, pass.batch.tokens, embedding_, config_.embedding_scale);  // [T, d_model]
-  int64_t layer = 0;
-  const auto observe = [&] {
+  Streams streams{.residual = x, .embedding = {}, .side = {}};
+  if (reads_embedding_) streams.embedding = scale(ctx, x, 1);  // the residual will change
+  if (has_side_) streams.side = ctx.arena.alloc(x.shape, DType::f32);
+  const auto observe = [&](int64_t layer) {
     if (pass.observer != nullptr && pass.observer->residual) pass.observer->residual(layer, x);
-    ++layer;
   };
-  observe();
-  for (const Block& block : blocks_) {
-    block.forward(ctx, x, pass);
-    observe();
+  observe(0);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    blocks_[i].forward(ctx, streams, pass);
+    const int64_t layer = blocks_[i].layer();
+    if (i + 1 == blocks_.size() || blocks_[i + 1].layer() != layer) observe(layer + 1);
   }
-  return rms_norm(ctx, gather_rows(ctx, x, pass.batch.outputs), norm_, config_.norm_eps);
+  return norm_(ctx, gather_rows(ctx, x, pass.batch.outputs));
 }
 
 Tensor Model::logits(Context& ctx, const Tensor& hidden) const {
@@ -39,7 +44,7 @@ Tensor Model::logits(Context& ctx, const Tensor& hidden) const {
 void Model::visit(const ParameterVisitor& f) {
   f({"embedding.weight", &embedding_, {config_.vocab, config_.d_model}, Role::table});
   for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i].visit(concat("blocks.", i, "."), f);
-  f({"norm.weight", &norm_, {config_.d_model}, Role::vector});
+  norm_.visit("norm.", f);
   if (!config_.tied_head) f({"head.weight", &head_, {config_.vocab, config_.d_model}, Role::matrix});
 }
 

@@ -47,7 +47,9 @@ class Model {
 
   ModelConfig config_;
   std::shared_ptr<StateSpec> spec_;
-  Param embedding_, norm_, head_;  // a tied head is the embedding's values, packed
+  Param embedding_, head_;  // a tied head is the embedding's values, packed
+  Norm norm_;
+  bool reads_embedding_ = false, has_side_ = false;  // some block does
   std::vector<Block> blocks_;
   Weights weights_;
   Buffer memory_;                                         // packed matrices and float32 vectors

@@ -2,6 +2,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/fingerprint.h"
 #include "elapid/model/load.h"
 
@@ -54,7 +55,7 @@ std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threa
     const DType dtype = is_matrix ? matrices : DType::f32;
     const int64_t size = info.shape.size();
     info.param->name = info.name;
-    if (!values) return ModelBuilder::Source{Tensor(nullptr, dtype, info.shape), nullptr};
+    if (!values) return ModelBuilder::Source{{{as_matrix(Tensor(nullptr, dtype, info.shape)), nullptr}}};
     memory = Buffer();
     memory = Buffer(size * size_of(dtype));
     const Tensor t(memory.data(), dtype, info.shape);
@@ -73,7 +74,7 @@ std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threa
         }
       }
     });
-    return ModelBuilder::Source{t, nullptr};
+    return ModelBuilder::Source{{{as_matrix(t), nullptr}}};
   });
   return builder.finish([config, seed] { return fingerprint_of(config, seed); });
 }

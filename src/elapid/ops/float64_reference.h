@@ -68,20 +68,23 @@ struct Expected {
 
 // A ragged batch: sequence s holds rows offsets[s] … offsets[s+1]; its state is row slots[s] of the pool, −1 for none.
 struct Sequences {
-  std::vector<int64_t> offsets{0}, slots;
+  std::vector<int64_t> offsets{0}, slots = {};
+  std::vector<int64_t> past = {};  // tokens before these; none, when empty
 
   [[nodiscard]] int64_t count() const { return static_cast<int64_t>(slots.size()); }
   [[nodiscard]] int64_t begin(int64_t s) const { return offsets[static_cast<size_t>(s)]; }
   [[nodiscard]] int64_t end(int64_t s) const { return offsets[static_cast<size_t>(s) + 1]; }
   [[nodiscard]] int64_t slot(int64_t s) const { return slots[static_cast<size_t>(s)]; }
+  [[nodiscard]] int64_t past_of(int64_t s) const { return past.empty() ? 0 : past[static_cast<size_t>(s)]; }
 };
 
 inline constexpr double kRounding = 0x1p-24;    // u
 inline constexpr double kUnderflow = 0x1p-149;  // the smallest subnormal: what a product may lose near zero
-// exp, log and log1p of cpu/simd.h are within 1.25, 1.5 and 1.5 ulp (tests/ops/simd_test.cc holds them to that); an ulp
-// is at most 2 u.
+// exp and exp2_product of cpu/simd.h are within 1.25 ulp, log, log1p_of_fraction and erf within 1.5
+// (tests/ops/simd_test.cc holds them to that); an ulp is at most 2 u.
 inline constexpr double kExpError = 2.5;
 inline constexpr double kLogError = 3;
+inline constexpr double kErfError = 3;
 
 // How often a term of a sum of n terms is rounded, in effect. At most n times. The roundings are independent, and each
 // is at most uniform in ±u, with standard deviation u/√3: 4 √n u is 6.9 standard deviations (Higham & Mary 2019, "A new

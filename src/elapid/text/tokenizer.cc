@@ -195,7 +195,8 @@ Tokenizer Tokenizer::load(const std::filesystem::path& folder_or_file) {
   const std::filesystem::path file = folder ? folder_or_file / "tokenizer.json" : folder_or_file;
   Tokenizer tokenizer = parse(read_text_file(file, kMaxFile), file.string());
   const std::filesystem::path config = file.parent_path() / "tokenizer_config.json";
-  if (std::filesystem::exists(config, ignored)) {
+  // A link that leads nowhere is a file that cannot be read, not an absent one.
+  if (std::filesystem::symlink_status(config, ignored).type() != std::filesystem::file_type::not_found) {
     tokenizer.impl_->configure(parse_json(read_text_file(config, kMaxFile), config.string()), config.string());
   }
   return tokenizer;

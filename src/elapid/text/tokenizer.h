@@ -5,6 +5,8 @@
 // "truncation" and "padding" are properties of a caller's batch, not of the text, and are not applied (transformers
 // resets them, too).
 
+#include "elapid/core/token.h"
+
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -15,8 +17,6 @@
 #include <vector>
 
 namespace elapid {
-
-using TokenId = int32_t;
 
 struct EncodeOptions {
   bool add_special_tokens =

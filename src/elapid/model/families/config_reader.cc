@@ -121,13 +121,6 @@ bool says_off(const Json& value) {
          ((value.is_array() || value.is_object()) && value.empty());
 }
 
-// Short, one line: values come from files.
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
-
 constexpr std::string_view kAbsent = "nothing";
 
 }  // namespace
@@ -156,14 +149,14 @@ double ConfigReader::number(const std::string& key, double otherwise) {
 bool ConfigReader::boolean(const std::string& key, bool otherwise) {
   const Json& v = value(key);
   if (v.is_null()) return otherwise;
-  require(v.is_boolean(), name_of_key(key), ": must be true or false, got ", shown(v));
+  require(v.is_boolean(), name_of_key(key), ": must be true or false, got ", describe(v));
   return v.get<bool>();
 }
 
 std::string ConfigReader::text(const std::string& key, const std::string& otherwise) {
   const Json& v = value(key);
   if (v.is_null()) return otherwise;
-  require(v.is_string(), name_of_key(key), ": must be a string, got ", shown(v));
+  require(v.is_string(), name_of_key(key), ": must be a string, got ", describe(v));
   return v.get<std::string>();
 }
 
@@ -182,6 +175,12 @@ void ConfigReader::harmless(std::initializer_list<std::string_view> keys) {
   for (const std::string_view key : keys) read_.emplace(key);
 }
 
+void ConfigReader::finish_part() {
+  for (const auto& [key, v] : json_.items()) {
+    require(read_.contains(key), name_of_key(key), ": must be a key that this engine knows, got ", describe(v));
+  }
+}
+
 void ConfigReader::finish(ModelConfig& config) {
   config.eos_ids = integers("eos_token_id");
   // transformers 5 writes dtype, earlier releases torch_dtype.
@@ -190,14 +189,14 @@ void ConfigReader::finish(ModelConfig& config) {
   if (dtype == "bfloat16") config.torch_dtype = DType::bf16;
   if (dtype == "float16") config.torch_dtype = DType::f16;
   require(config.torch_dtype || dtype == kAbsent, name_of_key("torch_dtype"),
-          ": must be float32, bfloat16 or float16, got ", shown(dtype));
+          ": must be float32, bfloat16 or float16, got ", quote(dtype));
 
   read_.insert(kHarmless.begin(), kHarmless.end());
   for (const auto& [key, v] : json_.items()) {
     if (read_.contains(key)) continue;
     const bool changes = std::find(kMathematics.begin(), kMathematics.end(), key) != kMathematics.end();
     require(!changes || says_off(v), name_of_key(key), ": must be absent or off for ", config.family,
-            ", whose computation knows no such thing, got ", shown(v));
+            ", whose computation knows no such thing, got ", describe(v));
     if (!changes) config.unknown_keys.push_back(key);
   }
 }

@@ -1,24 +1,13 @@
 #include "elapid/core/error.h"
 #include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
-
-#include <cmath>
+#include "elapid/model/families/names.h"
+#include "elapid/model/families/read.h"
 
 // transformers' Mamba2ForCausalLM (models/mamba2): n × [Mamba2]. Defaults are Mamba2Config's.
 
 namespace elapid {
 namespace {
-
-void read_time_step_limit(ConfigReader& reader, Mamba2Config& mixer) {
-  const Json& limit = reader.value("time_step_limit");
-  if (limit.is_null()) return;
-  const std::string what = reader.name_of_key("time_step_limit");
-  require(limit.is_array() && limit.size() == 2, what, ": must be a list of two numbers, got ", limit.type_name());
-  mixer.dt_min = static_cast<float>(json_number(limit[0], what));
-  mixer.dt_max = static_cast<float>(json_number(limit[1], what));
-  require(std::isfinite(mixer.dt_min) && mixer.dt_min <= mixer.dt_max, what,
-          ": must be finite and not above its end, got ", mixer.dt_min, " to ", mixer.dt_max);
-}
 
 ModelConfig read_config(const Json& json, const std::string& what) {
   ConfigReader reader(json, what);
@@ -27,9 +16,7 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   config.family = kMamba2Family.model_type;
   config.vocab = reader.integer("vocab_size", 32768, 1, ConfigReader::kMostVocab);
   config.d_model = reader.integer("hidden_size", 4096, 1, kMost);
-  config.norm_eps = static_cast<float>(reader.number("layer_norm_epsilon", 1e-5));
-  require(config.norm_eps >= 0 && std::isfinite(config.norm_eps), reader.name_of_key("layer_norm_epsilon"),
-          ": must be finite and not negative, got ", config.norm_eps);
+  config.norm.eps = read_epsilon(reader, "layer_norm_epsilon", 1e-5);
   config.tied_head = reader.boolean("tie_word_embeddings", false);
 
   Mamba2Config mixer{.d_model = config.d_model,
@@ -38,54 +25,40 @@ ModelConfig read_config(const Json& json, const std::string& what) {
                      .head_dim = reader.integer("head_dim", 64, 1, kMost),
                      .groups = reader.integer("n_groups", 8, 1, kMost),
                      .d_conv = reader.integer("conv_kernel", 4, 1, kMostConvTaps),
-                     .proj_bias = reader.boolean("use_bias", false),
+                     .in_bias = reader.boolean("use_bias", false),
                      .conv_bias = reader.boolean("use_conv_bias", true),
-                     .norm_eps = config.norm_eps};
-  read_time_step_limit(reader, mixer);
+                     .norm_eps = config.norm.eps};
+  mixer.out_bias = mixer.in_bias;
+  read_time_step_limit(reader, "time_step_limit", mixer);
   const int64_t expand = reader.integer("expand", 2, 1, kMost);
-  require(mixer.heads * mixer.head_dim == expand * config.d_model, reader.name_of_key("num_heads"),
-          ": num_heads · head_dim must be expand · hidden_size, ", expand * config.d_model, ", got ", mixer.heads,
-          " · ", mixer.head_dim);
-  require(mixer.d_inner() <= kMost, reader.name_of_key("expand"), ": expand · hidden_size must be at most ", kMost,
-          ", got ", mixer.d_inner());
-  require(mixer.heads % mixer.groups == 0, reader.name_of_key("n_groups"), ": must divide num_heads, ", mixer.heads,
-          ", got ", mixer.groups);
-  require(mixer.groups * mixer.d_state <= kMost, reader.name_of_key("state_size"),
-          ": n_groups · state_size must be at most ", kMost, ", got ", mixer.groups, " · ", mixer.d_state);
-  const std::string act = reader.text("hidden_act", "silu");
-  require(act == "silu" || act == "swish", reader.name_of_key("hidden_act"), ": must be silu, got ", act);
+  check_mixer(reader, "num_heads", mixer, expand * config.d_model);
+  require(read_activation(reader, "hidden_act", "silu") == Activation::silu, reader.name_of_key("hidden_act"),
+          ": must be silu, got ", describe(reader.value("hidden_act")));
   require(reader.boolean("rms_norm", true), reader.name_of_key("rms_norm"), ": must be true, got false");
   // Published configs carry true, yet transformers always gates first; the folder is what transformers computes.
   if (reader.boolean("norm_before_gate", false)) {
     config.notes.emplace_back("norm_before_gate is ignored, as in transformers: the gate comes before the norm");
   }
-  if (mixer.groups > 1) {
-    config.notes.emplace_back("the gated norm covers the whole width, as in transformers, not one group at a time");
-  }
   // Initialization, training and kernel choices. Chunks do not change the result, and the residual is always float32.
   reader.harmless({"chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor",
                    "time_step_init_scheme", "time_step_max", "time_step_min", "time_step_rank", "time_step_scale"});
   const int64_t layers = reader.integer("num_hidden_layers", 64, 1, ConfigReader::kMostLayers);
-  config.blocks.assign(static_cast<size_t>(layers), BlockConfig{{mixer}});
+  for (int64_t i = 0; i < layers; ++i) config.blocks.push_back({.bodies = {mixer}, .layer = i});
   reader.finish(config);
   return config;
 }
 
-std::vector<NameRule> names(const ModelConfig& config) {
-  const Mamba2Config& mixer = std::get<Mamba2Config>(config.blocks.front().bodies.front());
-  std::vector<NameRule> rules = {{"embedding.weight", "backbone.embeddings.weight"},
-                                 {"norm.weight", "backbone.norm_f.weight"},
-                                 {"head.weight", "lm_head.weight"}};
-  std::vector<std::string> parts = {"in_proj.weight", "conv1d.weight", "A_log",          "D",
-                                    "dt_bias",        "norm.weight",   "out_proj.weight"};
-  if (mixer.conv_bias) parts.emplace_back("conv1d.bias");
-  if (mixer.proj_bias) parts.insert(parts.end(), {"in_proj.bias", "out_proj.bias"});
+NameTable names(const ModelConfig& config) {
+  NameTable table;
+  table.rename("embedding.weight", "backbone.embeddings.weight");
+  table.rename("norm.weight", "backbone.norm_f.weight");
+  table.rename("head.weight", "lm_head.weight");
   for (size_t i = 0; i < config.blocks.size(); ++i) {
     const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
-    rules.push_back({ours + "norm.weight", theirs + "norm.weight"});
-    for (const std::string& part : parts) rules.push_back({ours + "mamba2." + part, theirs + "mixer." + part});
+    table.rename(ours + "norm.weight", theirs + "norm.weight");
+    name_body(table, config.blocks[i].bodies.front().config, ours, theirs + "mixer.");
   }
-  return rules;
+  return table;
 }
 
 }  // namespace

@@ -6,26 +6,43 @@
 namespace elapid {
 namespace {
 
-// Moves `rows` in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u
+// The address of every row, over all parts.
+class Rows {
+ public:
+  explicit Rows(std::span<const Tensor> parts) : parts_(parts) {}
+
+  [[nodiscard]] const char* operator[](int64_t row) const {
+    size_t i = 0;
+    for (; row >= parts_[i].shape[0]; ++i) row -= parts_[i].shape[0];
+    const Tensor& part = parts_[i];
+    return static_cast<const char*>(part.data) + row * part.row_stride() * size_of(part.dtype);
+  }
+
+ private:
+  std::span<const Tensor> parts_;
+};
+
+// Moves rows in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u
 // of row r of a block goes to [u][r]: written in order, read as sixteen streams.
 template <class Unit>
-void pack(ThreadPool& threads, const Tensor& rows, Unit* packed) {
-  const int64_t out = rows.shape[0], row_bytes = rows.shape[1] * size_of(rows.dtype);
+void pack(ThreadPool& threads, const Rows& rows, Shape shape, DType dtype, Unit* packed) {
+  const int64_t out = shape[0], row_bytes = shape[1] * size_of(dtype);
   const int64_t unit = sizeof(Unit), whole = row_bytes / unit, rest = row_bytes % unit;
-  const int64_t units = packed_depth(rows.shape[1]) * size_of(rows.dtype) / unit;
+  const int64_t units = packed_depth(shape[1]) * size_of(dtype) / unit;
   parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t block = begin; block < end; ++block) {
       Unit* to = packed + block * units * kPackBlock;
-      const char* from = static_cast<const char*>(rows.data) + block * kPackBlock * row_bytes;
       const int64_t lanes = std::min(kPackBlock, out - block * kPackBlock);
+      const char* from[kPackBlock];
+      for (int64_t lane = 0; lane < lanes; ++lane) from[lane] = rows[block * kPackBlock + lane];
       if (lanes < kPackBlock || whole < units) std::fill_n(to, units * kPackBlock, Unit{0});
       for (int64_t u = 0; u < whole; ++u) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
-          std::memcpy(to + u * kPackBlock + lane, from + lane * row_bytes + u * unit, sizeof(Unit));
+          std::memcpy(to + u * kPackBlock + lane, from[lane] + u * unit, sizeof(Unit));
         }
       }
       for (int64_t lane = 0; rest > 0 && lane < lanes; ++lane) {  // the first half of a pair
-        std::memcpy(to + whole * kPackBlock + lane, from + lane * row_bytes + whole * unit, static_cast<size_t>(rest));
+        std::memcpy(to + whole * kPackBlock + lane, from[lane] + whole * unit, static_cast<size_t>(rest));
       }
     }
   });
@@ -37,16 +54,24 @@ int64_t packed_bytes(Shape shape, DType dtype) {
   return packed_blocks(shape[0]) * kPackBlock * packed_depth(shape[1]) * size_of(dtype);
 }
 
-Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory) {
-  require(rows.shape.rank == 2 && rows.dense(), "pack_weight: weight must be a dense matrix, got rank ",
-          rows.shape.rank);
-  switch (rows.dtype) {
-    case DType::f32: pack(threads, rows, static_cast<uint32_t*>(memory)); break;
-    case DType::bf16: pack(threads, rows, static_cast<uint32_t*>(memory)); break;
-    case DType::f16: pack(threads, rows, static_cast<uint16_t*>(memory)); break;
-    default: fail(concat("pack_weight: weight must be f32, bf16 or f16, got ", name_of(rows.dtype)));
+Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* memory) {
+  require(!parts.empty(), "pack_weight: weight must have rows, got none");
+  const DType dtype = parts.front().dtype;
+  Shape shape{0, parts.front().cols()};
+  for (const Tensor& part : parts) {
+    require(part.shape.rank == 2 && part.shape[1] == shape[1] && part.dtype == dtype,
+            "pack_weight: parts must be matrices of ", shape[1], " columns in ", name_of(dtype), ", got rank ",
+            part.shape.rank, " with ", part.cols(), " in ", name_of(part.dtype));
+    shape.dims[0] += part.shape[0];
   }
-  return {memory, rows.dtype, rows.shape};
+  const Rows rows(parts);
+  switch (dtype) {
+    case DType::f32:
+    case DType::bf16: pack(threads, rows, shape, dtype, static_cast<uint32_t*>(memory)); break;
+    case DType::f16: pack(threads, rows, shape, dtype, static_cast<uint16_t*>(memory)); break;
+    default: fail(concat("pack_weight: weight must be f32, bf16 or f16, got ", name_of(dtype)));
+  }
+  return {memory, dtype, shape};
 }
 
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {

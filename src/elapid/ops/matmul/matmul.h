@@ -10,6 +10,8 @@
 #include "elapid/core/kernel.h"
 #include "elapid/core/param.h"
 
+#include <span>
+
 namespace elapid {
 
 struct Epilogue {
@@ -34,9 +36,13 @@ ELAPID_INLINE constexpr int64_t packed_blocks(int64_t out) { return (out + kPack
 // Bytes that pack_weight() writes.
 int64_t packed_bytes(Shape shape, DType dtype);
 
-// `rows` [out, in] f32, bf16 or f16 as in the checkpoint, at any alignment → a view of `memory` in packed order, which
-// must hold packed_bytes().
-Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory);
+// Rows [out, in] f32, bf16 or f16 as in the checkpoint, at any alignment → a view of `memory` in packed order, which
+// must hold packed_bytes(). The rows may come in parts [n, in] of one element type, one after another, and each part
+// may be columns of a wider matrix.
+Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* memory);
+inline Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory) {
+  return pack_weight(threads, std::span(&rows, 1), memory);
+}
 
 struct MatmulForward {
   Tensor x, weight, bias, add, y;  // weight: shape [out, in], data packed

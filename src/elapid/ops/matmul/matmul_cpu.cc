@@ -1,4 +1,5 @@
 #include "elapid/cpu/simd.h"
+#include "elapid/ops/matmul/grouped_matmul.h"
 #include "elapid/ops/matmul/matmul.h"
 
 // A tile of `rows` × 16·`blocks` outputs lives in registers while k runs: each step loads two inputs' weights once and
@@ -100,38 +101,88 @@ void task(const MatmulForward& a, int64_t row, int64_t row_end, int64_t block, i
   }
 }
 
+// How a product is cut into tasks: nearly equal ones of whole tiles.
+struct Cut {
+  int64_t row_tasks, task_rows, block_tasks, task_blocks;
+
+  ELAPID_INLINE int64_t tasks() const { return row_tasks * block_tasks; }
+};
+
 template <class T>
-void multiply(Cpu cpu, const MatmulForward& a) {
-  const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols()), depth = packed_depth(a.x.cols());
-  if (rows == 0 || blocks == 0) return;
-  const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
-  // Nearly equal tasks of whole tiles.
-  const int64_t task_rows = ((rows + row_tasks - 1) / row_tasks + kMostRows - 1) / kMostRows * kMostRows;
+ELAPID_INLINE Cut cut_of(int64_t rows, int64_t in, int64_t out) {
+  Cut c;
+  const int64_t blocks = packed_blocks(out), depth = packed_depth(in);
+  c.row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  c.task_rows = rows == 0 ? 0 : ((rows + c.row_tasks - 1) / c.row_tasks + kMostRows - 1) / kMostRows * kMostRows;
   // About 128 KiB of weights a task when there are few rows (some 10 µs of memory time), fewer with more rows (some 100
   // µs of arithmetic): short enough that a thread which loses its core delays the others little.
   const int64_t bytes = rows <= kMostRows ? int64_t{128} << 10 : int64_t{48} << 10;
   const int64_t fitting = bytes / (depth * kPackBlock * int64_t{sizeof(T)});
-  const int64_t task_blocks = fitting / 8 * 8 + 8;  // whole widest tiles
-  const int64_t block_tasks = (blocks + task_blocks - 1) / task_blocks;
-  // Neighbouring tasks share weights: they come from memory once.
-  parallel_for(cpu.threads, block_tasks * row_tasks, 1, [&](int64_t begin, int64_t end, int) {
+  c.task_blocks = fitting / 8 * 8 + 8;  // whole widest tiles
+  c.block_tasks = (blocks + c.task_blocks - 1) / c.task_blocks;
+  return c;
+}
+
+// Task i of c.tasks(). Neighbouring tasks share weights: they come from memory once.
+template <class T>
+void task(const MatmulForward& a, const Cut& c, int64_t i) {
+  const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols());
+  const int64_t row = i % c.row_tasks * c.task_rows, block = i / c.row_tasks * c.task_blocks;
+  const int64_t row_end = row + c.task_rows < rows ? row + c.task_rows : rows;
+  const int64_t block_end = block + c.task_blocks < blocks ? block + c.task_blocks : blocks;
+  if (row < row_end) task<T>(a, row, row_end, block, block_end);
+}
+
+template <class T>
+void multiply(Cpu cpu, const MatmulForward& a) {
+  const Cut cut = cut_of<T>(a.x.rows(), a.x.cols(), a.y.cols());
+  parallel_for(cpu.threads, cut.tasks(), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) task<T>(a, cut, i);
+  });
+}
+
+// All groups' tasks in one job: a group of few rows has too few to feed every thread.
+template <class T>
+void multiply(Cpu cpu, const GroupedMatmulForward& a) {
+  const int64_t groups = a.offsets.size() - 1, in = a.x.cols(), out = a.y.cols();
+  const int64_t* offsets = a.offsets.ptr<int64_t>();
+  int64_t* first_task = a.first_task.ptr<int64_t>();
+  int64_t tasks = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    first_task[g] = tasks;
+    tasks += cut_of<T>(offsets[g + 1] - offsets[g], in, out).tasks();
+  }
+  first_task[groups] = tasks;
+  parallel_for(cpu.threads, tasks, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i % row_tasks * task_rows, block = i / row_tasks * task_blocks;
-      const int64_t row_end = row + task_rows < rows ? row + task_rows : rows;
-      const int64_t block_end = block + task_blocks < blocks ? block + task_blocks : blocks;
-      if (row < row_end) task<T>(a, row, row_end, block, block_end);
+      int64_t low = 0, high = groups;  // first_task[low] ≤ i < first_task[high]
+      while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (first_task[middle] <= i ? low : high) = middle;
+      }
+      const MatmulForward group{a.x.slice(offsets[low], offsets[low + 1]),
+                                a.weights[low].value,
+                                {},
+                                {},
+                                a.y.slice(offsets[low], offsets[low + 1]),
+                                1};
+      task<T>(group, cut_of<T>(group.x.rows(), in, out), i - first_task[low]);
     }
   });
 }
 
-}  // namespace
-
-void run(Cpu cpu, const MatmulForward& a) {
-  switch (a.weight.dtype) {
+template <class Args>
+void by_dtype(Cpu cpu, DType weights, const Args& a) {
+  switch (weights) {
     case DType::f32: return multiply<float>(cpu, a);
     case DType::bf16: return multiply<BFloat16>(cpu, a);
     default: return multiply<Float16>(cpu, a);
   }
 }
+
+}  // namespace
+
+void run(Cpu cpu, const MatmulForward& a) { by_dtype(cpu, a.weight.dtype, a); }
+void run(Cpu cpu, const GroupedMatmulForward& a) { by_dtype(cpu, a.weights[0].value.dtype, a); }
 
 }  // namespace elapid

@@ -3,7 +3,8 @@
 namespace elapid {
 namespace {
 
-Tensor norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps, int64_t groups) {
+Tensor norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps, int64_t groups,
+            bool norm_before_gate) {
   const int64_t d = x.cols();
   require(x.dtype == DType::f32, "rms_norm: x must be f32, got ", name_of(x.dtype));
   require(!weight || (weight.value.dtype == DType::f32 && weight.value.size() == d), "rms_norm: ", weight.name,
@@ -12,18 +13,19 @@ Tensor norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight,
           "rms_norm: z must have the shape of x, [", x.rows(), ", ", d, "], got [", z.rows(), ", ", z.cols(), "]");
   require(groups >= 1 && d % groups == 0, "rms_norm: groups must divide ", d, " columns, got ", groups);
   const Tensor y = ctx.arena.alloc({x.rows(), d}, DType::f32);
-  launch(ctx, RmsNormForward{x, z, weight.value, y, eps, groups});
+  launch(ctx, RmsNormForward{x, z, weight.value, y, eps, groups, norm_before_gate});
   return y;
 }
 
 }  // namespace
 
 Tensor rms_norm(Context& ctx, const Tensor& x, const Param& weight, float eps) {
-  return norm(ctx, x, {}, weight, eps, 1);
+  return norm(ctx, x, {}, weight, eps, 1, false);
 }
 
-Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps, int64_t groups) {
-  return norm(ctx, x, z, weight, eps, groups);
+Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps, int64_t groups,
+                      bool norm_before_gate) {
+  return norm(ctx, x, z, weight, eps, groups, norm_before_gate);
 }
 
 }  // namespace elapid

@@ -6,6 +6,7 @@ namespace elapid {
 
 void run(Cpu cpu, const RmsNormForward& a) {
   const int64_t width = a.x.cols() / a.groups;
+  const bool gate_first = a.z && !a.norm_before_gate, gate_last = a.z && a.norm_before_gate;
   parallel_for(cpu.threads, a.x.rows(), 8, [&](int64_t begin, int64_t end, int) {
     const F32 one = broadcast(1.0f), none = zero();
     for (int64_t row = begin; row < end; ++row) {
@@ -17,18 +18,19 @@ void run(Cpu cpu, const RmsNormForward& a) {
         F32 squares = none;
         for (int64_t c = 0; c < width; c += kLanes) {
           F32 u = load(x + c, width - c);
-          if (a.z) {
+          if (gate_first) {
             u = u * silu(load(a.z.row<float>(row) + first + c, width - c), one, none);
             store(y + c, u, width - c);
           }
           squares = fma(u, u, squares);
         }
-        const float* u = a.z ? y : x;
+        const float* u = gate_first ? y : x;
         const float mean = sum(squares) / static_cast<float>(width);
         const F32 scale = broadcast(1.0f / __builtin_sqrtf(mean + a.eps));
         for (int64_t c = 0; c < width; c += kLanes) {
           F32 v = load(u + c, width - c) * scale;
           if (a.weight) v = v * load(a.weight.ptr<float>() + first + c, width - c);
+          if (gate_last) v = v * silu(load(a.z.row<float>(row) + first + c, width - c), one, none);
           store(y + c, v, width - c);
         }
       }

@@ -1,6 +1,7 @@
 #pragma once
 
-// rms_norm.h in float64: y = u · rsqrt(mean(u²) + eps) · weight over each group of columns; u = x, or x · silu(z).
+// rms_norm.h in float64: y = u · rsqrt(mean(u²) + eps) · weight over each group of columns; u = x, or x · silu(z); or
+// that of x times silu(z).
 
 #include "elapid/ops/float64_reference.h"
 
@@ -12,6 +13,7 @@ struct RmsNormInputs {
   Matrix weight;  // [d], or empty
   double eps = 0;
   int64_t groups = 1;
+  bool norm_before_gate = false;
 };
 
 inline Expected rms_norm(const RmsNormInputs& in) {
@@ -27,7 +29,7 @@ inline Expected rms_norm(const RmsNormInputs& in) {
       double squares = 0, square_error = 0;
       for (int64_t c = group * width; c < (group + 1) * width; ++c) {
         Approximate value{in.x(r, c), 0};
-        if (in.z) {
+        if (in.z && !in.norm_before_gate) {
           const Approximate gate = silu(in.z(r, c));
           value = {in.x(r, c) * gate.value, std::abs(in.x(r, c)) * gate.error};
           value.error += kRounding * std::abs(value.value) + kUnderflow;
@@ -48,6 +50,12 @@ inline Expected rms_norm(const RmsNormInputs& in) {
         // Two products more.
         y.tolerance(r, c) = (v.error * scale + std::abs(v.value) * scale_error) * std::abs(weight) +
                             kRounding * 2 * std::abs(y.value(r, c)) + 2 * kUnderflow;
+        if (in.z && in.norm_before_gate) {
+          const Approximate gate = silu(in.z(r, c));
+          y.tolerance(r, c) = y.tolerance(r, c) * std::abs(gate.value) + std::abs(y.value(r, c)) * gate.error;
+          y.value(r, c) *= gate.value;
+          y.tolerance(r, c) += kRounding * std::abs(y.value(r, c)) + kUnderflow;
+        }
       }
     }
   }

@@ -1,0 +1,34 @@
+#include "elapid/ops/matmul/grouped_matmul.h"
+
+namespace elapid {
+
+Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weights, const Tensor& offsets) {
+  const auto groups = static_cast<int64_t>(weights.size());
+  require(groups >= 1, "grouped_matmul: there must be at least one group, got none");
+  const Tensor& first = weights.front().value;
+  const int64_t out = first.shape[0], in = first.shape[1];
+  require(in >= 1, "grouped_matmul: ", weights.front().name, " must have at least one input, got ", in);
+  for (const Param& w : weights) {
+    require(w.packing == Packing::tiles, "grouped_matmul: ", w.name, " must be packed");
+    require(w.value.shape == first.shape && w.value.dtype == first.dtype, "grouped_matmul: ", w.name, " must be ",
+            name_of(first.dtype), " [", out, ", ", in, "] as the first group's, got ", name_of(w.value.dtype), " [",
+            w.value.shape[0], ", ", w.value.shape[1], "]");
+  }
+  require(x.dtype == DType::f32 && x.shape.rank == 2 && x.cols() == in, "grouped_matmul: x must be an f32 matrix with ",
+          in, " columns, got ", name_of(x.dtype), " with ", x.cols());
+  require(offsets.dtype == DType::i64 && offsets.size() == groups + 1, "grouped_matmul: offsets must be i64 with ",
+          groups + 1, " elements, got ", name_of(offsets.dtype), " with ", offsets.size());
+  const int64_t* at = offsets.ptr<int64_t>();
+  require(at[0] == 0 && at[groups] == x.rows(), "grouped_matmul: offsets must run from 0 to ", x.rows(), ", got ",
+          at[0], " to ", at[groups]);
+  for (int64_t g = 0; g < groups; ++g) {
+    require(at[g] <= at[g + 1], "grouped_matmul: offsets must not decrease, got ", at[g], " before ", at[g + 1]);
+  }
+  const Tensor y = ctx.arena.alloc({x.rows(), out}, DType::f32);
+  const Arena::Scope scope(ctx.arena);
+  const Tensor first_task = ctx.arena.alloc({groups + 1}, DType::i64);
+  launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task});
+  return y;
+}
+
+}  // namespace elapid
