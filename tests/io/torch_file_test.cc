@@ -122,6 +122,16 @@ TEST(TorchFile, StridedTensorsHaveMemoryOfTheirOwn) {
   EXPECT_EQ(contents_of(transposed.tensor), before);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(permuted.tensor.data) % 64, 0);
 
+  // The same for more than a page, which could be dropped.
+  const StoredTensors large =
+      parse(torch_zip(pickle(pickled_dict(pickled("w") +
+                                          pickled_tensor(pickled_storage("0", "Float", 8192), 0, {64, 128}, {1, 64}))),
+                      {std::string(4 * 8192, 'x')})
+                .str());
+  const StoredTensor& copy = large.at("w");
+  copy.file->drop_pages(copy.file->bytes());
+  EXPECT_EQ(contents_of(copy.tensor), std::string(4 * 8192, 'x'));
+
   const StoredTensors numbers = parse(zip_of_tensor(1, {2, 3}, {12, 2}));
   std::vector<float> values(6);
   std::memcpy(values.data(), numbers.at("w").tensor.data, 24);
@@ -286,6 +296,10 @@ TEST(TorchFileErrors, Views) {
   refuse(zip_of_tensor(-1, {2}, {1}), {"its offset must be an integer of at least 0, got -1"});
   refuse(zip_of_tensor(0, {-2}, {1}), {"every dimension must be an integer of at least 0, got -2"});
   refuse(zip_of_tensor(2, {2}, {-1}), {"every stride must be an integer of at least 0, got -1"});
+  // Integers of fewer bytes than eight have a sign too.
+  refuse(zip_of_tensor(pickled_global("torch._utils", "_rebuild_tensor") + "(" + pickled_storage("0", "Float", 24) +
+                       "\x8a\x01\xff" + "K\x01\x85K\x01\x85tR"),
+         {"its offset must be an integer of at least 0, got -1"});
   refuse(zip_of_tensor(0, {2, 2}, {1}), {"its size and stride must be tuples of one length"});
   refuse(zip_of_tensor(0, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}), {"must have at most 4 dimensions, got 5"});
   constexpr int64_t kLarge = int64_t{1} << 62;
