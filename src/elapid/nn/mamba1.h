@@ -1,8 +1,10 @@
 #pragma once
 
-// The Mamba mixer (Gu & Dao 2023, arXiv 2312.00752; mamba_ssm's modules/mamba_simple.py):
-//   x, z = in_proj(h);  x = silu(conv(x));  dt, B, C = x_proj(x);  out_proj(scan(x, dt_proj(dt), B, C) · silu(z))
-// Falcon-Mamba and Jamba norm dt, B and C between x_proj and what reads them; Jamba's norms have weights.
+// The Mamba-1 mixer (Gu & Dao 2023, arXiv 2312.00752; transformers' modeling_mamba.py, modeling_falcon_mamba.py and
+// modeling_jamba.py):
+//   x, z = in_proj(h);  u = silu(conv(x));  dt, B, C = x_proj(u);  dt = dt_proj(dt)
+//   out_proj(selective_scan(u, dt, B, C) · silu(z))
+// Falcon-Mamba and Jamba norm dt, B and C as they come from x_proj.
 
 #include "elapid/nn/linear.h"
 #include "elapid/nn/pass.h"
@@ -18,8 +20,9 @@ struct Mamba1Config {
   using Body = Mamba1;  // what this configures
 
   int64_t d_model = 0, d_inner = 0, d_state = 16, dt_rank = 0, d_conv = 4;
-  bool proj_bias = false, conv_bias = true;
-  bool bcdt_norm = false, bcdt_norm_weights = false;
+  bool proj_bias = false, conv_bias = true;  // of in_proj and out_proj; of the convolution
+  bool bcdt_norm = false;                    // root-mean-square norms of dt, B and C, before dt_proj and the scan
+  bool bcdt_norm_weights = false;            // with weights: Jamba; without: Falcon-Mamba
   float bcdt_norm_eps = 1e-6f;
 
   // Every field, see Mamba2Config.
@@ -44,8 +47,7 @@ class Mamba1 {
   Linear in_proj_, x_proj_, dt_proj_, out_proj_;
   CausalConv1d conv_;
   Param A_, D_, dt_bias_, dt_norm_, B_norm_, C_norm_;
-  // Entries of the state spec: [d_conv − 1, d_inner] and [d_inner, d_state].
-  int64_t conv_state_ = 0, ssm_state_ = 0;
+  int64_t conv_state_ = 0, ssm_state_ = 0;  // entries of the state spec: [d_conv − 1, d_inner] and [d_inner, d_state]
 };
 
 }  // namespace elapid
