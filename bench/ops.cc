@@ -1,4 +1,5 @@
-// Speed of single operators at the shapes of mamba2-130m and mamba2-1.3b, on all usable cores:
+// Speed of single operators at the shapes of mamba2-130m and mamba2-1.3b, and of the experts of PowerMoE-3b, on all
+// usable cores:
 //
 //   apt-get install libbenchmark-dev && cmake --preset release -DELAPID_BENCH=ON && cmake --build --preset release
 //   build/release/bench/elapid_ops_bench [--benchmark_filter=matmul]        ELAPID_FORCE_ISA picks a lower level
@@ -8,10 +9,13 @@
 
 #include "elapid/core/error.h"
 #include "elapid/core/random.h"
+#include "elapid/ops/activation/activation.h"
 #include "elapid/ops/attention/attention.h"
 #include "elapid/ops/causal_conv1d/causal_conv1d.h"
 #include "elapid/ops/ceiling/ceiling.h"
+#include "elapid/ops/matmul/grouped_matmul.h"
 #include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/moe/moe.h"
 #include "elapid/ops/rms_norm/rms_norm.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
 
@@ -111,6 +115,56 @@ void matmul_rows(benchmark::State& state, int64_t rows, int64_t in, int64_t out,
   }
   set_bytes(state, out * in * size_of(dtype));
   set_operations(state, 2 * rows * in * out);
+}
+
+// PowerMoE-3b's: 8 of 40 experts of 1536 → 512 → 1536, gated. Random tokens, hence random experts; several layers'
+// weights, so that no cache holds them. `whole`: with routing, activation and combining, else the two grouped matmuls.
+void experts(benchmark::State& state, int64_t tokens, DType dtype, bool whole) {
+  constexpr int64_t kWidth = 1536, kHidden = 512, kExperts = 40, kTop = 8, kLayers = 3, kDraws = 32;
+  const Router router{.routing = Routing::softmax_of_top, .top_k = kTop};
+  Context ctx = machine().ctx();
+  const Arena::Scope scope(ctx.arena);
+  const Tensor up = machine().tensor({2 * kHidden, kWidth}, 0.05f, 0, dtype);
+  const Tensor down = machine().tensor({kWidth, kHidden}, 0.05f, 0, dtype);
+  const auto packed = [&](const Tensor& rows) {
+    const Tensor memory = ctx.arena.alloc({packed_bytes(rows.shape, dtype)}, DType::u8);
+    return Param{"weight", pack_weight(ctx.threads, rows, memory.data), Packing::tiles};
+  };
+  std::vector<std::vector<Param>> ups(kLayers), downs(kLayers);
+  for (size_t layer = 0; layer < kLayers; ++layer) {
+    for (int64_t e = 0; e < kExperts; ++e) ups[layer].push_back(packed(up)), downs[layer].push_back(packed(down));
+  }
+  const Tensor h = machine().tensor({tokens, kWidth});
+  std::vector<Tensor> logits;
+  std::vector<Routes> routes;
+  int64_t read = 0;  // bytes of the weights that are wanted, over all draws
+  for (uint64_t draw = 0; draw < kDraws; ++draw) {
+    logits.push_back(ctx.arena.alloc({tokens, kExperts}, DType::f32));
+    for (int64_t i = 0; i < logits.back().size(); ++i) {
+      logits.back().ptr<float>()[i] = static_cast<float>(uniform(2 + draw, static_cast<uint64_t>(i), 0));
+    }
+    routes.push_back(route(ctx, logits.back(), router));
+    const int64_t* offsets = routes.back().offsets.ptr<int64_t>();
+    for (int64_t e = 0; e < kExperts; ++e) read += offsets[e + 1] > offsets[e] ? up.bytes() + down.bytes() : 0;
+  }
+  const Tensor x = expert_rows(ctx, h, routes.front()), v = machine().tensor({tokens * kTop, kHidden});
+  size_t next = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    const Arena::Scope step(ctx.arena);
+    const size_t draw = next % kDraws, layer = next % kLayers;
+    if (whole) {
+      const Routes r = route(ctx, logits[draw], router);
+      const Tensor u = grouped_matmul(ctx, expert_rows(ctx, h, r), ups[layer], r.offsets);
+      const Tensor y = grouped_matmul(ctx, activation(ctx, u, Activation::silu, true), downs[layer], r.offsets);
+      benchmark::DoNotOptimize(combine(ctx, y, r).data);
+    } else {
+      benchmark::DoNotOptimize(grouped_matmul(ctx, x, ups[layer], routes[draw].offsets).data);
+      benchmark::DoNotOptimize(grouped_matmul(ctx, v, downs[layer], routes[draw].offsets).data);
+    }
+    ++next;
+  }
+  set_bytes(state, read / kDraws);
+  set_operations(state, 2 * tokens * kTop * 3 * kHidden * kWidth);
 }
 
 Batch batch_of(const std::vector<int64_t>& lengths, bool with_slots) {
@@ -281,6 +335,12 @@ void add_all() {
       add(concat("gated_rms_norm/", m.name, "/rows:", rows),
           [=](benchmark::State& state) { norm(state, rows, m.d_inner(), true); });
     }
+  }
+  for (const int64_t tokens : {1, 8, 64, 512}) {
+    add(concat("grouped_matmul/powermoe-3b/bf16/tokens:", tokens),
+        [=](benchmark::State& state) { experts(state, tokens, DType::bf16, false); });
+    add(concat("moe/powermoe-3b/bf16/tokens:", tokens),
+        [=](benchmark::State& state) { experts(state, tokens, DType::bf16, true); });
   }
 }
 

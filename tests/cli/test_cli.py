@@ -6,6 +6,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -261,14 +262,44 @@ class BadInput(CliTest):
             self.refused("generate", *model, b"abc\xed\xa0\x80".decode(errors="surrogateescape"), says="offset 3")
             self.refused("generate", *model, "--prompt-file", self.folder / "none", says="none")
             self.refused("generate", *model, "--prompt-file", self.folder)
-            self.refused("generate", *model, "--prompt-ids", "1 2 x", says="got x")
-            self.refused("generate", *model, "--prompt-ids", "1 -2", says="got -2")
-            self.refused("generate", *model, "--prompt-ids", "99999999999", says="got 99999999999")
+            self.refused("generate", *model, "--prompt-ids", "1 2 x", code=2, says="got x")
+            self.refused("generate", *model, "--prompt-ids", "1 -2", code=2, says="got -2")
+            self.refused("generate", *model, "--prompt-ids", "99999999999", code=2, says="got 99999999999")
             self.refused("generate", *model, "one", "--prompt-ids", "1", code=2, says="got 2")
         self.refused("generate", "--model", TINY, "--prompt-ids", "3 96", says="got 96")
         self.refused("generate", "--model", TINY, "Hello", says="tokenizer.json")
         self.refused("generate", "--model", self.folder / "none", "--prompt-ids", "3", says="none")
         self.refused("generate", "--model", empty, "--prompt-ids", "3", says="empty")
+
+    def test_folders(self):
+        loop = self.folder / "loop"
+        loop.symlink_to(loop)
+        for path in (loop, self.folder / "typo", STORYTELLER / "config.json", "a" * 5000):
+            for command in (("generate", "hi"), ("score",), ("inspect",), ("tokenize",), ("convert", "--output", self.folder / "o")):
+                with self.subTest(command=command[0], path=str(path)[:60]):
+                    self.refused(*command, "--model", path, stdin=b"some text", says="--model: must be a folder", code=1)
+        self.refused("generate", "hi", "--save-state", loop / "state", says="--save-state")
+
+    def test_a_machine_without_more_threads(self):
+        # Each thread reserves its stack; the limit leaves room for few.
+        limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
+                   "--threads", "1000"]
+        done = subprocess.run(limited, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"\Aelapid: [^\n]+\n\Z")
+
+    def test_a_penalty_that_no_logit_survives(self):
+        self.refused("generate", "the old man said that he", "--model", STORYTELLER, "--repetition-penalty", "5e-324",
+                     says=("repetition penalty", "4.94066e-324"))
+
+    def test_a_model_of_nan_scores_nothing(self):
+        model = self.model_copy(STORYTELLER)
+        path = next(p for p in model.glob("*.safetensors") if "backbone.norm_f.weight" in read_header(p)[0])
+        header, data = read_header(path)
+        begin, end = header["backbone.norm_f.weight"]["data_offsets"]
+        size = {"F32": 4, "BF16": 2}[header["backbone.norm_f.weight"]["dtype"]]
+        write_raw(path, header, data[:begin] + b"\xff" * size + data[begin + size:])
+        self.refused("score", "--model", model, stdin=b"Once upon a time", says=("finite", "nan"))
 
     def test_flags(self):
         for flag, values in {
@@ -672,12 +703,34 @@ class Score(CliTest):
 
 
 class Memory(CliTest):
-    def test_a_ten_times_longer_text_takes_no_more(self):
-        text = HOUND.read_bytes()
-        long = self.folder / "long"
+    def small_model(self):
+        """A model of the storyteller's vocabulary that reads a book in a second."""
+        width, vocab = 16, 4096
+        config = {"model_type": "mamba2", "vocab_size": vocab, "hidden_size": width, "state_size": 8, "num_heads": 2,
+                  "head_dim": 16, "n_groups": 1, "num_hidden_layers": 1, "tie_word_embeddings": True}
+        rng = random.Random(1)
+        arrays = {}
+        for name, shape in {"embeddings.weight": [vocab, width], "norm_f.weight": [width], "layers.0.norm.weight": [width],
+                            "layers.0.mixer.A_log": [2], "layers.0.mixer.D": [2], "layers.0.mixer.dt_bias": [2],
+                            "layers.0.mixer.conv1d.weight": [48, 1, 4], "layers.0.mixer.conv1d.bias": [48],
+                            "layers.0.mixer.in_proj.weight": [82, width], "layers.0.mixer.norm.weight": [32],
+                            "layers.0.mixer.out_proj.weight": [width, 32]}.items():
+            arrays["backbone." + name] = Array("F32", shape, [rng.uniform(-1, 1) for _ in range(math.prod(shape))])
+        model = self.folder / "small"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(config))
+        shutil.copyfile(STORYTELLER / "tokenizer.json", model / "tokenizer.json")
+        write_safetensors(model / "model.safetensors", arrays)
+        return model
+
+    def test_a_ten_times_longer_book_takes_no_more(self):
+        book, long = self.folder / "book", self.folder / "long"
+        text = HOUND.read_bytes() * 15  # the length of a short novel
+        book.write_bytes(text)
         long.write_bytes(text * 10)
-        score = ("score", "--model", STORYTELLER, "--file")
-        once, ten = self.json(*score, HOUND), self.json(*score, long)
+        score = ("score", "--model", self.small_model(), "--file")
+        once, ten = self.json(*score, book), self.json(*score, long)
+        self.assertGreater(ten["tokens"], 450_000)
         self.assertGreater(ten["tokens"], 9 * once["tokens"])
         self.assertLess(abs(ten["peak_rss_mib"] - once["peak_rss_mib"]), 8)
 

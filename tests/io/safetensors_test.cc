@@ -17,21 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A file with this header and `data_size` bytes of data, 0, 1, 2, …
-std::string file_with(std::string_view header, size_t data_size) {
-  const uint64_t length = header.size();
-  std::string bytes(reinterpret_cast<const char*>(&length), sizeof(length));
-  bytes += header;
-  for (size_t i = 0; i < data_size; ++i) bytes += static_cast<char>(i);
-  return bytes;
-}
-
-// A header entry: "name":{…}
-std::string entry(std::string_view name, std::string_view dtype, std::string_view shape, int64_t begin, int64_t end) {
-  return concat('"', name, R"(":{"dtype":")", dtype, R"(","shape":)", shape, R"(,"data_offsets":[)", begin, ',', end,
-                "]}");
-}
-
 Safetensors parse(const std::string& bytes) {
   return Safetensors::parse(std::as_bytes(std::span(bytes)), "a.safetensors");
 }
@@ -39,10 +24,6 @@ Safetensors parse(const std::string& bytes) {
 void refuse(const std::string& bytes, std::initializer_list<std::string_view> parts) {
   expect_error([&] { parse(bytes); }, parts);
   expect_error([&] { parse(bytes); }, {"a.safetensors: "});
-}
-
-std::string contents_of(const Tensor& tensor) {
-  return {static_cast<const char*>(tensor.data), static_cast<size_t>(tensor.bytes())};
 }
 
 TEST(Safetensors, ReadsTensorsAndMetadata) {
@@ -236,120 +217,6 @@ TEST(SafetensorsErrors, Metadata) {
   refuse(file_with(R"({"__metadata__":[]})", 0), {"__metadata__ must be an object"});
   refuse(file_with(R"({"__metadata__":{"format":1}})", 0), {"__metadata__", "\"format\" must be a string, got 1"});
   refuse(file_with(R"({"__metadata__":{"a":"1","a":"2"}})", 0), {"\"a\" twice"});
-}
-
-// A folder of two shards, with an index that tests can spoil.
-class Shards : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_.write("model-1.safetensors",
-                  file_with(R"({"__metadata__":{"format":"pt"},)" + entry("a", "U8", "[4]", 0, 4) + ',' +
-                                entry("b", "U8", "[2]", 4, 6) + '}',
-                            6));
-    folder_.write("model-2.safetensors", file_with("{" + entry("c", "F32", "[1]", 0, 4) + '}', 4));
-    write_index(R"({"a":"model-1.safetensors","b":"model-1.safetensors","c":"model-2.safetensors"})");
-  }
-
-  void write_index(std::string_view weight_map) const {
-    folder_.write("model.safetensors.index.json",
-                  concat(R"({"metadata":{"total_size":10},"weight_map":)", weight_map, "}"));
-  }
-
-  void refuse(std::initializer_list<std::string_view> parts) const {
-    expect_error([&] { Safetensors::open_folder(folder_.path()); }, parts);
-    expect_error([&] { Safetensors::open_folder(folder_.path()); }, {folder_.path().string()});
-  }
-
-  ScratchFolder folder_;
-};
-
-TEST_F(Shards, AreSeenAsOne) {
-  const Safetensors weights = Safetensors::open_folder(folder_.path());
-  EXPECT_EQ(weights.entries().size(), 3);
-  EXPECT_EQ(contents_of(weights.at("b")), "\4\5");
-  EXPECT_EQ(weights.entries().at("c").file->path(), folder_ / "model-2.safetensors");
-  EXPECT_EQ(weights.metadata().at("format"), "pt");
-  expect_error([&] { (void)weights.at("d"); }, {folder_.path().string(), "tensor \"d\""});
-}
-
-TEST_F(Shards, MayBeLinks) {
-  fs::create_directory(folder_ / "blobs");
-  fs::rename(folder_ / "model-1.safetensors", folder_ / "blobs/0123");
-  fs::create_symlink("blobs/0123", folder_ / "model-1.safetensors");
-  EXPECT_EQ(Safetensors::open_folder(folder_.path()).entries().size(), 3);
-}
-
-TEST_F(Shards, SingleFileGoesFirst) {
-  folder_.write("model.safetensors", file_with("{}", 0));
-  EXPECT_TRUE(Safetensors::open_folder(folder_.path()).entries().empty());
-  fs::remove(folder_ / "model.safetensors");
-  fs::create_symlink("model.safetensors", folder_ / "model.safetensors");
-  refuse({"/model.safetensors", "symbolic links"});
-}
-
-TEST_F(Shards, MissingShard) {
-  fs::remove(folder_ / "model-2.safetensors");
-  refuse({"index.json", "no \"model-2.safetensors\""});
-}
-
-TEST_F(Shards, DamagedShard) {
-  folder_.write("model-2.safetensors", "");
-  refuse({"/model-2.safetensors", "got 0 bytes"});
-}
-
-TEST_F(Shards, NamesThatLeaveTheFolder) {
-  for (const std::string_view name : {"../model-1.safetensors", "/etc/passwd", "below/model-1.safetensors", "..", ".",
-                                      "", "model-1.safetensors\\u0000.txt"}) {
-    SCOPED_TRACE(name);
-    write_index(concat(R"({"a":")", name, R"("})"));
-    refuse({"index.json", "tensor \"a\"", "must be a plain file name"});
-  }
-}
-
-TEST_F(Shards, TensorInAnotherShardThanListed) {
-  write_index(R"({"a":"model-1.safetensors","b":"model-2.safetensors","c":"model-2.safetensors"})");
-  refuse({"model-1.safetensors: tensor \"b\"", "index.json", "(\"model-2.safetensors\"), got it in \"model-1"});
-}
-
-TEST_F(Shards, TensorInTwoShards) {
-  folder_.write("model-2.safetensors",
-                file_with("{" + entry("c", "U8", "[2]", 0, 2) + ',' + entry("b", "U8", "[2]", 2, 4) + '}', 4));
-  refuse({"model-2.safetensors: tensor \"b\"", "(\"model-1.safetensors\"), got it in \"model-2"});
-}
-
-TEST_F(Shards, TensorNotListed) {
-  write_index(R"({"a":"model-1.safetensors","c":"model-2.safetensors"})");
-  refuse({"model-1.safetensors: tensor \"b\"", "must be listed in", "index.json"});
-}
-
-TEST_F(Shards, ListedTensorMissing) {
-  write_index(R"({"a":"model-1.safetensors","b":"model-1.safetensors","c":"model-2.safetensors",
-                  "d":"model-2.safetensors"})");
-  refuse({"model-2.safetensors: tensor \"d\"", "index.json", "no such tensor"});
-}
-
-TEST_F(Shards, BadIndex) {
-  const auto refuse_index = [&](std::string_view text, std::initializer_list<std::string_view> parts) {
-    SCOPED_TRACE(text);
-    folder_.write("model.safetensors.index.json", text);
-    refuse(parts);
-    refuse({"index.json"});
-  };
-  refuse_index("", {"must be valid JSON"});
-  refuse_index("not json", {"must be valid JSON"});
-  refuse_index("[]", {"must be an object, got an array"});
-  refuse_index("{}", {"weight_map must be an object, got none"});
-  refuse_index(R"({"weight_map":[]})", {"weight_map must be an object, got an array"});
-  refuse_index(R"({"weight_map":{"a":1}})", {"tensor \"a\"", "must be a string, got 1"});
-  refuse_index(R"({"weight_map":{"a":"model-1.safetensors","a":"model-2.safetensors"}})", {"\"a\" twice"});
-}
-
-TEST(OpenFolder, SaysWhatItLookedFor) {
-  const ScratchFolder folder;
-  folder.write("pytorch_model.bin", "x");
-  expect_error([&] { Safetensors::open_folder(folder.path()); },
-               {folder.path().string(), "model.safetensors or model.safetensors.index.json"});
-  expect_error([&] { Safetensors::open_folder(folder / "missing"); }, {(folder / "missing").string()});
 }
 
 TEST(WriteSafetensors, RoundTripsEveryDtype) {

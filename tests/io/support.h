@@ -1,8 +1,9 @@
 #pragma once
 
-// What the tests of this folder share: a scratch folder, and a check of an error's text.
+// What the tests of this folder share: a scratch folder, a check of an error's text, and safetensors files as text.
 
 #include "elapid/core/error.h"
+#include "elapid/core/tensor.h"
 
 #include <filesystem>
 #include <fstream>
@@ -60,6 +61,26 @@ void expect_error(Action action, std::initializer_list<std::string_view> parts) 
     return;
   }
   ADD_FAILURE() << "no Error where one with '" << (parts.size() > 0 ? *parts.begin() : "") << "' was expected";
+}
+
+// A safetensors file with this header and `data_size` bytes of data, 0, 1, 2, …
+inline std::string file_with(std::string_view header, size_t data_size) {
+  const uint64_t length = header.size();
+  std::string bytes(reinterpret_cast<const char*>(&length), sizeof(length));
+  bytes += header;
+  for (size_t i = 0; i < data_size; ++i) bytes += static_cast<char>(i);
+  return bytes;
+}
+
+// An entry of its header: "name":{…}
+inline std::string entry(std::string_view name, std::string_view dtype, std::string_view shape, int64_t begin,
+                         int64_t end) {
+  return concat('"', name, R"(":{"dtype":")", dtype, R"(","shape":)", shape, R"(,"data_offsets":[)", begin, ',', end,
+                "]}");
+}
+
+inline std::string contents_of(const Tensor& tensor) {
+  return {static_cast<const char*>(tensor.data), static_cast<size_t>(tensor.bytes())};
 }
 
 }  // namespace elapid

@@ -4,10 +4,12 @@
 
 #include "elapid/core/error.h"
 #include "elapid/io/json.h"
+#include "elapid/io/safetensors.h"
 #include "elapid/model/load.h"
 #include "elapid/model/model.h"
 #include "elapid/state/pool.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -22,10 +24,22 @@ inline fs::path data_folder() { return fs::path(ELAPID_SOURCE_DIR) / "tests" / "
 inline fs::path case_folder(const std::string& name) { return data_folder() / "conformance" / name; }
 inline fs::path storyteller_folder() { return fs::path(ELAPID_SOURCE_DIR) / "models" / "storyteller"; }
 
-inline const std::vector<std::string>& mamba2_cases() {
-  static const std::vector<std::string> names = {"mamba2_bias",    "mamba2_chunk_a", "mamba2_chunk_b", "mamba2_default",
-                                                 "mamba2_dtlimit", "mamba2_expand",  "mamba2_groups"};
+// Every conformance case: "mamba2_bias", "state_spaces/ss_mamba1", …
+inline std::vector<std::string> conformance_cases() {
+  const fs::path root = data_folder() / "conformance";
+  std::vector<std::string> names;
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    const fs::path folder = entry.path().parent_path();
+    if (entry.path().filename() == "meta.json" && folder.filename() != "ops") {
+      names.push_back(folder.lexically_relative(root).string());
+    }
+  }
+  std::sort(names.begin(), names.end());
   return names;
+}
+// Its part behind the slash: test names have none.
+inline std::string test_name(const std::string& conformance_case) {
+  return conformance_case.substr(conformance_case.find('/') + 1);
 }
 
 // A folder of its own, removed at the end.

@@ -13,17 +13,28 @@
 
 namespace elapid::testing {
 
-// Gives every parameter of a body values from the workbench, matrices in `dtype`, and keeps them as float64.
+// Gives every parameter of a body values from the workbench, matrices in `dtype`, and keeps them as float64; taps and
+// decays in the form that the operators get: [K, channels], and A itself.
 class Weights {
  public:
   template <class Body>
   Weights(Workbench& bench, Body& body, DType dtype) {
     body.visit("", [&](const ParameterInfo& info) {
       const bool matrix = info.role == Role::matrix;
-      require(matrix || info.role == Role::vector, "weights: roles must be matrix or vector, got another");
-      // Sums over inputs stay near 1.
-      const double width = matrix ? 1.7 / std::sqrt(static_cast<double>(info.shape[1])) : 0.5;
-      const Tensor rows = bench.tensor(info.shape, {-width, width}, matrix ? dtype : DType::f32);
+      Shape shape = info.shape;
+      Range range{-0.5, 0.5};
+      if (matrix) {
+        // Sums over inputs stay near 1.
+        range.high = 1.7 / std::sqrt(static_cast<double>(shape[1]));
+        range.low = -range.high;
+      } else if (info.role == Role::conv_taps) {
+        shape = {shape[2], shape[0]};
+      } else if (info.role == Role::decay) {
+        range = {-4, -0.05};
+      } else {
+        require(info.role == Role::vector, "weights: roles must be matrix, vector, conv_taps or decay, got another");
+      }
+      const Tensor rows = bench.tensor(shape, range, matrix ? dtype : DType::f32);
       values_[info.name] = reference::matrix_of(rows);
       *info.param = {info.name, rows, Packing::rows};
       if (!matrix) return;

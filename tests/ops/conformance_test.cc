@@ -9,6 +9,8 @@
 #include "elapid/ops/cross_entropy/cross_entropy_reference.h"
 #include "elapid/ops/rms_norm/rms_norm.h"
 #include "elapid/ops/rms_norm/rms_norm_reference.h"
+#include "elapid/ops/selective_scan/selective_scan.h"
+#include "elapid/ops/selective_scan/selective_scan_reference.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
 #include "elapid/ops/ssd_scan/ssd_scan_reference.h"
 #include "tests/ops/harness.h"
@@ -189,6 +191,64 @@ TEST_P(SsdConformance, MatchesTorch) {
 INSTANTIATE_TEST_SUITE_P(Ops, SsdConformance,
                          ::testing::Values("ssd_full", "ssd_groups", "ssd_limit", "ssd_initial", "ssd_plain",
                                            "ssd_one_step", "ssd_seq_idx", "ssd_cu_seqlens"),
+                         name_of_case);
+
+using SelectiveScanConformance = Conformance;
+TEST_P(SelectiveScanConformance, MatchesTorch) {
+  const CaseFile file(GetParam());
+  const Shape u = file.shape("in.u"), b = file.shape("in.B");  // [batches, channels, length], [.., groups, d_state, ..]
+  const int64_t batches = u[0], channels = u[1], length = u[2], groups = b[1], d_state = b[2];
+  const Sequences sequences = sequences_of(batches, length, {});
+  reference::SelectiveScanInputs exact;
+  exact.x = transposed(file.matrix("in.u"), batches);
+  exact.dt = transposed(file.matrix("in.delta"), batches);
+  exact.B = transposed(file.matrix("in.B"), batches);
+  exact.C = transposed(file.matrix("in.C"), batches);
+  exact.A = file.matrix("in.A");
+  exact.D = file.matrix("in.D");
+  exact.dt_bias = file.matrix("in.delta_bias");
+  exact.z = transposed(file.matrix("in.z"), batches);
+  exact.groups = groups;
+  exact.state = file.matrix("in.initial_state");
+  if (!exact.state) exact.state = Matrix(batches * channels, d_state);
+  if (!file.attrs().at("delta_softplus").get<bool>()) {
+    // The operator always applies softplus: give it what bias and softplus map to the step.
+    for (int64_t t = 0; t < exact.dt.rows; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const double bias = exact.dt_bias ? exact.dt_bias[c] : 0.0;
+        exact.dt(t, c) = std::log(std::expm1(exact.dt(t, c) + bias)) - bias;
+      }
+    }
+  }
+  reference::SelectiveScanInputs given = exact;
+  for (double& dt : given.dt.values) dt = static_cast<double>(static_cast<float>(dt));
+  const reference::SelectiveScanExpected ours = reference::selective_scan(exact, sequences);
+  const reference::SelectiveScanExpected for_given = reference::selective_scan(given, sequences);
+
+  Workbench bench(1);
+  SelectiveScan scan;
+  scan.x = tensor_of(bench, given.x);
+  scan.dt = tensor_of(bench, given.dt);
+  scan.B = tensor_of(bench, given.B);
+  scan.C = tensor_of(bench, given.C);
+  scan.A = tensor_of(bench, given.A);
+  scan.D = tensor_of(bench, given.D, channels);
+  scan.dt_bias = tensor_of(bench, given.dt_bias, channels);
+  scan.z = tensor_of(bench, given.z);
+  scan.groups = groups;
+  const Tensor state = tensor_of(bench, given.state, {batches, channels, d_state});
+  bench.writable(state);
+  const Batch batch = bench.batch(sequences);
+  check(bench, {[=](Context& ctx) {
+                  return std::vector{selective_scan(ctx, scan, batch, state), state};
+                },
+                {expected_of(transposed(file.matrix("out.y"), batches), ours.y, for_given.y),
+                 expected_of(file.matrix("out.final_state"), ours.state, for_given.state)}});
+}
+INSTANTIATE_TEST_SUITE_P(Ops, SelectiveScanConformance,
+                         ::testing::Values("selective_scan_full", "selective_scan_groups", "selective_scan_plain",
+                                           "selective_scan_initial", "selective_scan_one_step",
+                                           "selective_scan_nosoftplus_bias"),
                          name_of_case);
 
 using ConvConformance = Conformance;

@@ -6,7 +6,7 @@
 
 namespace elapid::testing {
 
-enum class SimdFunction { exp, log, log1p, erf, silu, softplus };
+enum class SimdFunction { exp, exp2_product, log, log1p_of_fraction, erf, silu, softplus };
 
 struct SimdProbe {
   Tensor x, y;  // [n] f32

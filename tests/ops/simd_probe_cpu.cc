@@ -26,12 +26,14 @@ void pairs(const SimdMoves& a) {
 void run(Cpu, const SimdProbe& a) {
   switch (a.function) {
     case SimdFunction::exp: return map(a, [](const F32& x) ELAPID_LAMBDA { return exp(x); });
+    case SimdFunction::exp2_product:
+      return map(a, [](const F32& x) ELAPID_LAMBDA { return exp2_product(x, broadcast(0.5f)); });
     case SimdFunction::log: return map(a, [](const F32& x) ELAPID_LAMBDA { return log(x); });
-    case SimdFunction::log1p: return map(a, [](const F32& x) ELAPID_LAMBDA { return log1p(x); });
+    case SimdFunction::log1p_of_fraction:
+      return map(a, [](const F32& x) ELAPID_LAMBDA { return log1p_of_fraction(x); });
     case SimdFunction::erf: return map(a, [](const F32& x) ELAPID_LAMBDA { return erf(x); });
     case SimdFunction::silu: return map(a, [](const F32& x) ELAPID_LAMBDA { return silu(x, broadcast(1.0f), zero()); });
-    case SimdFunction::softplus:
-      return map(a, [](const F32& x) ELAPID_LAMBDA { return softplus(x, broadcast(20.0f)); });
+    case SimdFunction::softplus: return map(a, [](const F32& x) ELAPID_LAMBDA { return softplus(x, zero()); });
   }
 }
 

@@ -49,6 +49,15 @@ void ModelOptions::add(Flags& flags) {
   flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
   flags.option("--dtype", "T", check_dtype,
                "auto | f32: float32 arithmetic over the weights as stored (default: auto)");
+  flags.option(
+      "--gated-norm", "NORM",
+      [this](const std::string& text) {
+        if (text != "group" && text != "whole") {
+          throw UsageError(concat("--gated-norm: must be group or whole, got ", text));
+        }
+        gated_norm = text == "group" ? GatedNorm::group : GatedNorm::whole;
+      },
+      "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
   flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
 }
 
@@ -71,7 +80,7 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
 }
 
 std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {
-  auto loaded = load_model(folder, pool);
+  auto loaded = load_model(folder, pool, {.gated_norm = gated_norm});
   for (const std::string& text : loaded->config().notes) note(concat("note: ", text));
   for (const std::string& key : loaded->config().unknown_keys) {
     note(concat("note: config.json: ", quote(key), " is not known here and has no effect"));

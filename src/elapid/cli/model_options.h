@@ -16,9 +16,10 @@ namespace elapid::cli {
 
 struct ModelOptions {
   std::optional<std::string> model, tokenizer;
+  std::optional<GatedNorm> gated_norm;
   int64_t threads = 0;  // 0: all that this process may use
 
-  // --model --device --dtype --threads
+  // --model --device --dtype --gated-norm --threads
   void add(Flags& flags);
   void add_tokenizer(Flags& flags);
 

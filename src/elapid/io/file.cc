@@ -121,12 +121,19 @@ std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {
   return file;
 }
 
+std::shared_ptr<const MappedFile> MappedFile::from_memory(const fs::path& path, Buffer memory) {
+  const auto* const data = static_cast<const std::byte*>(memory.data());
+  const std::shared_ptr<MappedFile> file(new MappedFile(path, data, static_cast<size_t>(memory.bytes())));
+  file->memory_ = std::move(memory);
+  return file;
+}
+
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ != nullptr && memory_.data() == nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::drop_pages(Bytes range) const {
-  if (range.empty()) return;
+  if (range.empty() || memory_.data() != nullptr) return;
   assert(range.data() >= data_ && range.data() + range.size() <= data_ + size_);
   const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const auto offset = static_cast<size_t>(range.data() - data_);  // the mapping itself begins at a page
@@ -162,6 +169,11 @@ std::string read_text_file(const fs::path& path, int64_t limit) {
   }
   text.resize(filled);
   return text;
+}
+
+void sync_folder(const fs::path& folder) {
+  const Descriptor descriptor(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (descriptor.get() >= 0) ::fsync(descriptor.get());
 }
 
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
@@ -210,9 +222,7 @@ void AtomicFile::commit() {
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_to_write(path_, message_of(errno));
   temporary_.clear();
   // The rename itself must survive a crash too; not every file system can sync a folder, and the contents are safe.
-  const fs::path folder = path_.has_parent_path() ? path_.parent_path() : fs::path(".");
-  const Descriptor descriptor(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  if (descriptor.get() >= 0) ::fsync(descriptor.get());
+  sync_folder(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
 }
 
 }  // namespace elapid

@@ -2,6 +2,8 @@
 
 // Files: read-only mappings, and writing so that a failure leaves nothing behind.
 
+#include "elapid/core/buffer.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -20,6 +22,8 @@ using Bytes = std::span<const std::byte>;
 class MappedFile {
  public:
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  // Memory that stands for a part of the file at `path` which could not be used as it is there.
+  static std::shared_ptr<const MappedFile> from_memory(const std::filesystem::path& path, Buffer memory);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -28,7 +32,7 @@ class MappedFile {
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
   // Tells the kernel that the resident pages of this range are no longer needed here (they stay in the page cache):
-  // after weights were packed, memory holds them once.
+  // after weights were packed, memory holds them once. Nothing happens to memory that stands for a file.
   void drop_pages(Bytes range) const;
 
  private:
@@ -36,6 +40,7 @@ class MappedFile {
   std::filesystem::path path_;
   const std::byte* data_;
   size_t size_;
+  Buffer memory_;  // what data_ points into, unless it is a mapping
 };
 
 // Whether `path` is a folder, or a link to one; whatever else it is, no.
@@ -43,6 +48,9 @@ bool is_folder(const std::filesystem::path& path);
 
 // The whole regular file as text. `limit` bounds the size in bytes.
 std::string read_text_file(const std::filesystem::path& path, int64_t limit = int64_t{1} << 30);
+
+// Makes the names of a folder's files survive a crash, where the file system can.
+void sync_folder(const std::filesystem::path& folder);
 
 // Writes to a temporary file beside `path` and renames it over `path` in commit(): readers see the old file or the
 // whole new one; without commit() nothing is left behind. A symbolic link is followed, not replaced; an existing file's

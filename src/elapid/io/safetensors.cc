@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -135,27 +136,6 @@ std::map<std::string, std::string> parse_metadata(const Json& value, const std::
   return metadata;
 }
 
-// The shard of every tensor, by the index of a folder.
-std::map<std::string, std::string> parse_weight_map(const fs::path& index) {
-  const std::string what = index.string();
-  const Json json = parse_json(read_text_file(index, kMaxHeader), what);
-  require(json.is_object(), what, ": must be an object, got ", describe(json));
-  const auto weight_map = json.find("weight_map");
-  require(weight_map != json.end() && weight_map->is_object(), what, ": weight_map must be an object, got ",
-          weight_map == json.end() ? "none" : describe(*weight_map));
-  std::map<std::string, std::string> result;
-  for (const auto& [tensor, shard] : weight_map->items()) {
-    const std::string place = place_of(what, tensor);
-    require(shard.is_string(), place, ": its shard must be a string, got ", describe(shard));
-    const auto& name = shard.get_ref<const std::string&>();
-    const bool is_plain = !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-                          name.find('\0') == std::string::npos;
-    require(is_plain, place, ": its shard must be a plain file name, got ", quote(name));
-    result.emplace(tensor, name);
-  }
-  return result;
-}
-
 std::string to_json_text(const Json& value, const std::string& what) {
   try {
     return value.dump();
@@ -171,40 +151,6 @@ std::string_view format_name_of(DType dtype) { return std::ranges::find(kDTypes,
 Safetensors Safetensors::open(const fs::path& file) {
   const std::shared_ptr<const MappedFile> mapped = MappedFile::open(file);
   return Safetensors(file.string(), mapped->bytes(), mapped);
-}
-
-Safetensors Safetensors::open_folder(const fs::path& folder) {
-  const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
-  // A link that leads nowhere counts as present: opening it says what is wrong with it.
-  std::error_code ignored;
-  const auto is_present = [&](const fs::path& path) { return fs::exists(fs::symlink_status(path, ignored)); };
-  if (is_present(single)) return open(single);
-  require(is_present(index), folder.string(), ": must be a folder with ", single.filename().string(), " or ",
-          index.filename().string(), ", got neither");
-
-  const std::map<std::string, std::string> weight_map = parse_weight_map(index);
-  std::set<std::string> shards;
-  for (const auto& [tensor, shard] : weight_map) shards.insert(shard);
-  Safetensors result(folder.string());
-  for (const std::string& shard : shards) {
-    const fs::path path = folder / shard;
-    require(is_present(path), index.string(), ": every shard must be beside it, got no ", quote(shard));
-    const Safetensors part = open(path);
-    for (const auto& [tensor, entry] : part.entries_) {
-      const auto listed = weight_map.find(tensor);
-      require(listed != weight_map.end(), place_of(path.string(), tensor), ": must be listed in ", index.string(),
-              ", got no entry");
-      require(listed->second == shard, place_of(path.string(), tensor), ": must be in the shard that ", index.string(),
-              " says (", quote(listed->second), "), got it in ", quote(shard));
-      result.entries_.emplace(tensor, entry);
-    }
-    result.metadata_.insert(part.metadata_.begin(), part.metadata_.end());
-  }
-  for (const auto& [tensor, shard] : weight_map) {
-    require(result.contains(tensor), place_of((folder / shard).string(), tensor), ": must be there as ", index.string(),
-            " says, got no such tensor");
-  }
-  return result;
 }
 
 Safetensors Safetensors::parse(Bytes bytes, const std::string& what) { return Safetensors(what, bytes, nullptr); }
@@ -248,50 +194,69 @@ const Tensor& Safetensors::at(const std::string& name) const {
   return entry->second.tensor;
 }
 
-void write_safetensors(const fs::path& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
-  const std::string what = path.string();
-  // The widest elements first: then every tensor is aligned.
-  std::vector<const NamedTensor*> layout;
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<TensorInfo> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : what_(path.string()), layout_(std::move(tensors)), file_(path) {
   std::set<std::string_view> names;
-  for (const NamedTensor& named : tensors) {
-    const Tensor& tensor = named.tensor;
-    const std::string place = place_of(what, named.name);
-    require(named.name != kMetadataKey, place, ": must have another name, got the reserved one");
-    require(names.insert(named.name).second, place, ": must be written once, got it twice");
-    require(tensor.size() == 0 || tensor.data != nullptr, place, ": must have data, got none");
-    require(tensor.size() == 0 || tensor.dense(), place, ": must be dense, got a strided view");
-    layout.push_back(&named);
+  for (const TensorInfo& tensor : layout_) {
+    const std::string place = place_of(what_, tensor.name);
+    require(tensor.name != kMetadataKey, place, ": must have another name, got the reserved one");
+    require(names.insert(tensor.name).second, place, ": must be written once, got it twice");
   }
-  std::ranges::stable_sort(layout, std::greater{}, [](const NamedTensor* t) { return size_of(t->tensor.dtype); });
+  // The widest elements first: then every tensor is aligned.
+  std::ranges::stable_sort(layout_, std::greater{}, [](const TensorInfo& t) { return size_of(t.dtype); });
 
   std::string header = "{";
-  if (!metadata.empty()) header += concat(quote(kMetadataKey), ":", to_json_text(metadata, what));
+  if (!metadata.empty()) header += concat(quote(kMetadataKey), ":", to_json_text(metadata, what_));
   int64_t offset = 0;
-  for (const NamedTensor* named : layout) {
-    const Tensor& tensor = named->tensor;
+  for (const TensorInfo& tensor : layout_) {
+    const std::string place = place_of(what_, tensor.name);
+    const int64_t bytes = bytes_of(tensor.shape, tensor.dtype, place);
     const auto dims = std::span(tensor.shape.dims).first(static_cast<size_t>(tensor.shape.rank));
     const Json entry = {{"dtype", format_name_of(tensor.dtype)},
                         {"shape", Json::array_t(dims.begin(), dims.end())},
-                        {"data_offsets", {offset, offset + tensor.bytes()}}};
+                        {"data_offsets", {offset, offset + bytes}}};
     if (header.size() > 1) header += ',';
-    header += concat(to_json_text(named->name, place_of(what, named->name)), ":", entry.dump());
-    offset += tensor.bytes();
+    header += concat(to_json_text(tensor.name, place), ":", entry.dump());
+    offset += bytes;
   }
   header += '}';
   const int64_t unpadded = kLengthBytes + std::ssize(header);
   header.append(static_cast<size_t>((kDataAlignment - unpadded % kDataAlignment) % kDataAlignment), ' ');
-  require(std::ssize(header) <= kMaxHeader, what, ": the header must have at most ", kMaxHeader, " bytes, got ",
+  require(std::ssize(header) <= kMaxHeader, what_, ": the header must have at most ", kMaxHeader, " bytes, got ",
           header.size());
-
-  AtomicFile file(path);
   const uint64_t length = header.size();
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(header);
-  for (const NamedTensor* named : layout) {
-    file.write(Bytes(static_cast<const std::byte*>(named->tensor.data), static_cast<size_t>(named->tensor.bytes())));
+  file_.write(std::as_bytes(std::span(&length, 1)));
+  file_.write(header);
+}
+
+void SafetensorsWriter::write(const Tensor& tensor) {
+  assert(written_ < layout_.size());
+  const TensorInfo& info = layout_[written_++];
+  const std::string place = place_of(what_, info.name);
+  require(tensor.dtype == info.dtype && tensor.shape == info.shape, place,
+          ": must have the dtype and shape that were announced, got others");
+  require(tensor.size() == 0 || tensor.data != nullptr, place, ": must have data, got none");
+  require(tensor.size() == 0 || tensor.dense(), place, ": must be dense, got a strided view");
+  file_.write(Bytes(static_cast<const std::byte*>(tensor.data), static_cast<size_t>(tensor.bytes())));
+}
+
+void SafetensorsWriter::commit() {
+  assert(written_ == layout_.size());
+  file_.commit();
+}
+
+void write_safetensors(const fs::path& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorInfo> infos;
+  std::map<std::string_view, const Tensor*> by_name;
+  for (const auto& [name, tensor] : tensors) {
+    infos.push_back({name, tensor.dtype, tensor.shape});
+    by_name.emplace(name, &tensor);
   }
-  file.commit();
+  SafetensorsWriter writer(path, std::move(infos), metadata);
+  for (const TensorInfo& info : writer.layout()) writer.write(*by_name.at(info.name));
+  writer.commit();
 }
 
 }  // namespace elapid

@@ -165,10 +165,6 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   }
 }
 
-Tensor as_matrix(const Tensor& t) {
-  return t.shape.rank == 1 ? t.reshape({t.shape[0], 1}) : t.reshape({t.rows(), t.cols()});
-}
-
 std::unique_ptr<Model> ModelBuilder::finish(std::function<std::string()> fingerprint) {
   model_->spec_->fingerprint = std::move(fingerprint);
   return std::move(model_);

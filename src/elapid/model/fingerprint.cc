@@ -90,7 +90,7 @@ std::string described(const ModelConfig& c) {
 
 }  // namespace
 
-std::string fingerprint_of(const ModelConfig& config, const Safetensors& weights) {
+std::string fingerprint_of(const ModelConfig& config, const Checkpoint& weights) {
   Hash hash;
   hash.add(described(config));
   for (const auto& [name, entry] : weights.entries()) {

@@ -4,7 +4,7 @@
 // threads and engines may run it at once, each with its own Context and StatePool.
 
 #include "elapid/core/buffer.h"
-#include "elapid/io/safetensors.h"
+#include "elapid/io/file.h"
 #include "elapid/model/config.h"
 #include "elapid/nn/block.h"
 

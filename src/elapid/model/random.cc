@@ -2,6 +2,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/fingerprint.h"
 #include "elapid/model/load.h"
 

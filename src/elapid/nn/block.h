@@ -4,6 +4,7 @@
 // later block to read.
 
 #include "elapid/nn/attention.h"
+#include "elapid/nn/mamba1.h"
 #include "elapid/nn/mamba2.h"
 #include "elapid/nn/mlp.h"
 #include "elapid/nn/moe.h"
@@ -14,8 +15,8 @@
 
 namespace elapid {
 
-using BodyConfig = std::variant<Mamba2Config, MlpConfig, MoeConfig, AttentionConfig>;
-using Body = std::variant<Mamba2, Mlp, Moe, Attention>;
+using BodyConfig = std::variant<Mamba1Config, Mamba2Config, AttentionConfig, MlpConfig, MoeConfig>;
+using Body = std::variant<Mamba1, Mamba2, Attention, Mlp, Moe>;
 
 // A body in its place: multipliers that some families put around it.
 struct BodyUse {

@@ -3,6 +3,7 @@
 // The norm in front of a block and of the head.
 
 #include "elapid/nn/parameter.h"
+#include "elapid/ops/layer_norm/layer_norm.h"
 #include "elapid/ops/rms_norm/rms_norm.h"
 
 namespace elapid {
@@ -19,7 +20,10 @@ class Norm {
   Norm(const NormConfig& config, int64_t width) : config_(config), width_(width) {}
 
   // x [T, width] → [T, width].
-  Tensor operator()(Context& ctx, const Tensor& x) const { return rms_norm(ctx, x, weight_, config_.eps); }
+  Tensor operator()(Context& ctx, const Tensor& x) const {
+    return config_.kind == NormKind::layer ? layer_norm(ctx, x, weight_, bias_, config_.eps)
+                                           : rms_norm(ctx, x, weight_, config_.eps);
+  }
 
   void visit(const std::string& prefix, const ParameterVisitor& f) {
     f({prefix + "weight", &weight_, {width_}, Role::vector});

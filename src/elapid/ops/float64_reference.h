@@ -80,8 +80,8 @@ struct Sequences {
 
 inline constexpr double kRounding = 0x1p-24;    // u
 inline constexpr double kUnderflow = 0x1p-149;  // the smallest subnormal: what a product may lose near zero
-// exp, log, log1p and erf of cpu/simd.h are within 1.25, 1.5, 1.5 and 1.5 ulp (tests/ops/simd_test.cc holds them to
-// that); an ulp is at most 2 u.
+// exp and exp2_product of cpu/simd.h are within 1.25 ulp, log, log1p_of_fraction and erf within 1.5
+// (tests/ops/simd_test.cc holds them to that); an ulp is at most 2 u.
 inline constexpr double kExpError = 2.5;
 inline constexpr double kLogError = 3;
 inline constexpr double kErfError = 3;

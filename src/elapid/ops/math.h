@@ -1,7 +1,7 @@
 #pragma once
 
-// Formulas shared by kernels, written once for any number-like V (F32 of cpu/simd.h; later CUDA's float). exp, log1p,
-// erf, fma and max are found by argument-dependent lookup.
+// Formulas shared by kernels, written once for any number-like V (F32 of cpu/simd.h; later CUDA's float). exp,
+// log1p_of_fraction, erf, fma, min and max are found by argument-dependent lookup.
 
 #include "elapid/core/inline.h"
 
@@ -13,10 +13,10 @@ ELAPID_INLINE V silu(const V& x, const V& one, const V& zero) {
   return x / (one + exp(zero - x));
 }
 
-// ln(1 + eˣ), and x itself above 20, where the difference is below half an ulp (mamba_ssm's and PyTorch's threshold).
+// ln(1 + eˣ). Above 20 it is x itself, as mamba_ssm and PyTorch have it: the rest is below half an ulp.
 template <class V>
-ELAPID_INLINE V softplus(const V& x, const V& threshold) {
-  return if_greater(x, threshold, x, log1p(exp(x)));
+ELAPID_INLINE V softplus(const V& x, const V& zero) {
+  return max(zero, x) + log1p_of_fraction(exp(min(zero - x, x)));
 }
 
 // x · Φ(x), Φ the normal distribution's: x/2 · (1 + erf(x/√2)).

@@ -39,7 +39,7 @@ class State {
 
   // Atomic: the file is the old or the whole new one.
   void write(const std::filesystem::path& path) const;
-  // An Error when the file is not a state, is or is damaged; whether it belongs to a model shows in
+  // An Error when the file is not a state or is damaged; whether it belongs to a model shows in
   // StatePool::load().
   static State read(const std::filesystem::path& path);
   // From memory, for fuzzing; `what` names it in errors.

@@ -49,7 +49,7 @@ ELAPID_INLINE float* state_of(const SsdScanForward& a, int64_t slot, int64_t hea
 }
 
 ELAPID_INLINE F32 time_step(const SsdScanForward& a, const F32& raw, float bias) {
-  const F32 dt = softplus(raw + broadcast(bias), broadcast(20.0f));
+  const F32 dt = softplus(raw + broadcast(bias), zero());
   return min(broadcast(a.in.dt_max), max(broadcast(a.in.dt_min), dt));
 }
 

@@ -1,0 +1,52 @@
+#pragma once
+
+// The Mamba-1 recurrence, Gu & Dao 2023 (arXiv 2312.00752), section 3; mamba_ssm's selective_scan_fn:
+//
+//   dt[t, c]   = softplus(dt_raw[t, c] + dt_bias[c])
+//   h[t, c, n] = exp(dt[t, c] · A[c, n]) · h[t−1, c, n] + dt[t, c] · x[t, c] · B[t, n]
+//   y[t, c]    = Σ_n C[t, n] · h[t, c, n] + D[c] · x[t, c],   times silu(z[t, c]) where there is a gate
+//
+// Channel c reads B and C of group c / (channels / groups). A decay below the smallest normal float32 may count as
+// zero.
+//
+// Every element of h and y is the same operations in the same order however a sequence is cut into calls: a prompt at
+// once, in pieces or token by token leaves the same bits.
+
+#include "elapid/core/batch.h"
+#include "elapid/core/kernel.h"
+
+namespace elapid {
+
+struct SelectiveScan {
+  Tensor x;        // [T, channels] f32
+  Tensor dt;       // [T, channels] f32, before bias and softplus
+  Tensor B, C;     // [T, groups · d_state] f32
+  Tensor A;        // [channels, d_state] f32, not positive: −exp(A_log)
+  Tensor D;        // [channels] f32, or empty
+  Tensor dt_bias;  // [channels] f32, or empty
+  Tensor z;        // [T, channels] f32, or empty: no gate
+  int64_t groups = 1;
+};
+
+// state [slots, channels, d_state] f32, or empty when no sequence has a slot: initial states before, final ones after.
+// Returns y [T, channels] f32.
+Tensor selective_scan(Context& ctx, const SelectiveScan& scan, const Batch& batch, const Tensor& state);
+
+struct SelectiveScanForward {
+  SelectiveScan in;
+  Tensor y;
+  Tensor offsets, slots, state;  // as in Batch; see above
+  Tensor scratch;                // scratch [threads, selective_scan_scratch_floats()]
+  int64_t d_state;
+};
+ELAPID_KERNEL(SelectiveScanForward)
+
+// Tokens whose time steps are computed together.
+inline constexpr int64_t kSelectiveScanTokens = 16;
+// Floats of scratch one thread needs, for sixteen channels: the state and A with channels in the lanes and two values
+// for each token of a block.
+ELAPID_INLINE constexpr int64_t selective_scan_scratch_floats(int64_t d_state) {
+  return 16 * (2 * d_state + 2 * kSelectiveScanTokens);
+}
+
+}  // namespace elapid
