@@ -10,6 +10,7 @@
 #include "elapid/core/error.h"
 #include "elapid/core/random.h"
 #include "elapid/ops/activation/activation.h"
+#include "elapid/ops/attention/attention.h"
 #include "elapid/ops/causal_conv1d/causal_conv1d.h"
 #include "elapid/ops/ceiling/ceiling.h"
 #include "elapid/ops/matmul/grouped_matmul.h"
@@ -229,6 +230,44 @@ void conv(benchmark::State& state, const ModelSizes& m, int64_t sequences, int64
   set_operations(state, 2 * m.taps * tokens * m.conv_dim());
 }
 
+// `sequences` of `length` new tokens each after `past` of them. Caches rotate where they are what is streamed.
+void attend(benchmark::State& state, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t sequences,
+            int64_t length, int64_t past) {
+  Context ctx = machine().ctx();
+  const Arena::Scope scope(ctx.arena);
+  const int64_t width = kv_heads * head_dim, tokens = sequences * length;
+  const int64_t pages = (past + length + kPageTokens - 1) / kPageTokens;
+  const int64_t bytes = 2 * sequences * (past + length) * width * 4;
+  const int64_t copies = length == 1 ? 1 + (int64_t{256} << 20) / bytes : 1;
+  const Tensor qkv = machine().tensor({tokens, heads * head_dim + 2 * width});
+  AttentionInputs in;
+  in.q = qkv.columns(0, heads * head_dim);
+  in.k = qkv.columns(heads * head_dim, heads * head_dim + width);
+  in.v = qkv.columns(heads * head_dim + width, heads * head_dim + 2 * width);
+  in.heads = heads;
+  in.kv_heads = kv_heads;
+  in.scale = 0.125f;
+  Batch batch = batch_of(std::vector<int64_t>(static_cast<size_t>(sequences), length), true);
+  batch.past = ctx.arena.alloc({sequences}, DType::i64);
+  const Tensor table = ctx.arena.alloc({sequences, pages}, DType::i32);
+  for (int64_t s = 0; s < sequences; ++s) batch.past.ptr<int64_t>()[s] = past;
+  for (int64_t i = 0; i < table.size(); ++i) table.ptr<int32_t>()[i] = static_cast<int32_t>(i);
+  std::vector<KvCache> caches;
+  for (int64_t i = 0; i < copies; ++i) {
+    caches.push_back({machine().tensor({sequences * pages, kPageTokens, width}),
+                      machine().tensor({sequences * pages, kPageTokens, width}), table});
+  }
+  size_t next = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    const Arena::Scope step(ctx.arena);
+    benchmark::DoNotOptimize(attention(ctx, in, batch, caches[next]).data);
+    next = (next + 1) % caches.size();
+  }
+  if (length == 1) set_bytes(state, bytes);
+  // Two products for every pair of a token and one that it sees.
+  set_operations(state, 4 * sequences * heads * head_dim * (length * past + length * (length + 1) / 2));
+}
+
 void norm(benchmark::State& state, int64_t rows, int64_t width, bool gated) {
   Context ctx = machine().ctx();
   const Arena::Scope scope(ctx.arena);
@@ -247,6 +286,22 @@ void add(const std::string& name, const std::function<void(benchmark::State&)>& 
 
 void add_all() {
   benchmark::RegisterBenchmark("ceilings", ceilings)->Iterations(1)->UseRealTime();
+  const struct {
+    const char* name;
+    int64_t heads, kv_heads, head_dim;
+  } attentions[] = {{"32x64/kv:8", 32, 8, 64}, {"32x128/kv:8", 32, 8, 128}, {"24x64/kv:24", 24, 24, 64}};
+  for (const auto& a : attentions) {
+    for (const int64_t past : {0, 256, 4096, 32768}) {
+      add(concat("attention/", a.name, "/step/past:", past),
+          [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 1, 1, past); });
+    }
+    add(concat("attention/", a.name, "/steps:16/past:1024"),
+        [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 16, 1, 1024); });
+    for (const int64_t length : {64, 512, 2048}) {
+      add(concat("attention/", a.name, "/prefill:", length),
+          [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 1, length, 0); });
+    }
+  }
   for (const ModelSizes& m : kModels) {
     const struct {
       const char* name;

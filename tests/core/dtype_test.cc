@@ -1,5 +1,6 @@
 #include "elapid/core/dtype.h"
 
+#include <bit>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>

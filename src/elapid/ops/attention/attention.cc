@@ -59,7 +59,7 @@ Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, co
   const int64_t sequences = batch.sequence_count(), query_tokens = std::max<int64_t>(1, kQueryRows / group);
   const auto sums = [&] { return ctx.arena.alloc({sequences + 1}, DType::i64); };
   const Tensor tasks = sums(), partial = sums(), merges = sums();
-  int64_t task = 0, row = 0, merge = 0, most_rows = 0;
+  int64_t task = 0, row = 0, merge = 0, floats = 0;
   for (int64_t s = 0; s < sequences; ++s) {
     tasks.ptr<int64_t>()[s] = task;
     partial.ptr<int64_t>()[s] = row;
@@ -72,18 +72,21 @@ Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, co
       task += blocks;
       row += blocks * length * in.heads;
       merge += length * in.heads;
-      most_rows = std::max(most_rows, length * group);
+      const int64_t heads = attention_heads_a_pass(in.kv_heads, head_dim);
+      floats = std::max(floats, attention_scratch_floats(heads, length * group, head_dim));
     } else {
       task += in.kv_heads * ((length + query_tokens - 1) / query_tokens);
-      most_rows = std::max(most_rows, std::min(length, query_tokens) * group);
+      const int64_t rows = std::min(length, query_tokens) * group;
+      // Weights of a tile alone, but outputs with their m and l.
+      floats =
+          std::max(floats, attention_scratch_floats(1, 16, head_dim) + rows * (2 * attention_padded(head_dim) + 2));
     }
   }
   tasks.ptr<int64_t>()[sequences] = task;
   partial.ptr<int64_t>()[sequences] = row;
   merges.ptr<int64_t>()[sequences] = merge;
   const Tensor partials = ctx.arena.alloc({row, attention_padded(head_dim) + 16}, DType::f32);
-  const Tensor scratch =
-      ctx.arena.alloc({ctx.threads.size(), attention_scratch_floats(most_rows, head_dim)}, DType::f32);
+  const Tensor scratch = ctx.arena.alloc({ctx.threads.size(), floats}, DType::f32);
   launch(ctx, AttentionForward{in, cache, batch.offsets, batch.slots, batch.past, y, tasks, partial, merges, partials,
                                scratch, head_dim, query_tokens});
   return y;

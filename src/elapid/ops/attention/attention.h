@@ -47,7 +47,7 @@ struct AttentionForward {
   Tensor tasks;     // key blocks or query blocks · kv_heads
   Tensor partial;   // first row of `partials`: key blocks · kv_heads · query rows of sequences of the first kind
   Tensor merges;    // kv_heads · query rows of sequences of the first kind
-  Tensor partials;  // scratch [rows, kLanes + head_dim, rounded up]: m and l; o
+  Tensor partials;  // scratch [rows, 16 + head_dim, rounded up]: m and l; o
   Tensor scratch;   // [threads, attention_scratch_floats()]
   int64_t head_dim, query_tokens;
 };
@@ -65,14 +65,18 @@ ELAPID_KERNEL(AttentionWeights)
 // written per block stays small beside what is read.
 inline constexpr int64_t kFewQueryRows = 16;
 // Query rows of a block: enough to make little of transposing keys, few enough to stay in the second-level cache.
-inline constexpr int64_t kQueryRows = 128;
+inline constexpr int64_t kQueryRows = 256;
 
 ELAPID_INLINE constexpr int64_t attention_padded(int64_t n) { return (n + 15) / 16 * 16; }
-// Floats of scratch one thread needs: scaled queries, outputs, m and l of `rows`; keys transposed, values; one tile's
-// weights.
-ELAPID_INLINE constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
+// Heads of keys that a block of a sequence of few rows takes at a time: 4 KiB of a row, or one head.
+ELAPID_INLINE constexpr int64_t attention_heads_a_pass(int64_t kv_heads, int64_t head_dim) {
+  const int64_t heads = 1024 / head_dim;
+  return heads < 1 ? 1 : heads < kv_heads ? heads : kv_heads;
+}
+// Floats of scratch that one thread needs for a block of keys: transposed, values, weights, queries.
+ELAPID_INLINE constexpr int64_t attention_scratch_floats(int64_t heads, int64_t rows, int64_t head_dim) {
   const int64_t padded = attention_padded(head_dim);
-  return rows * padded * 2 + 2 * attention_padded(rows) + 2 * kPageTokens * padded + 16 * kPageTokens;
+  return heads * padded * kPageTokens + kPageTokens * padded + heads * rows * kPageTokens + rows * padded;
 }
 
 }  // namespace elapid

@@ -48,30 +48,64 @@ int64_t page_offset(const KvCache& cache, int64_t slot, int64_t position) {
   return (page * kPageTokens + position % kPageTokens) * cache.keys.cols();
 }
 
-// Block b's keys or values of one head.
-Rows block_of(const AttentionForward& a, const Sequence& s, const Tensor& fresh, const Tensor& pages, int64_t block,
-              int64_t kv_head) {
-  const int64_t column = kv_head * a.head_dim;
-  if (s.slot < 0) return {fresh.row<float>(s.begin + block * kPageTokens) + column, fresh.row_stride()};
-  return {pages.ptr<float>() + page_offset(a.cache, s.slot, block * kPageTokens) + column, pages.cols()};
+// A block of keys and values of one head.
+struct Block {
+  int64_t index, count;
+  Rows keys, values;
+
+  Block(const AttentionForward& a, const Sequence& s, int64_t index_, int64_t kv_head, int64_t end)
+      : index(index_), count(smaller(kPageTokens, end - index * kPageTokens)) {
+    const int64_t first = index * kPageTokens, column = kv_head * a.head_dim;
+    if (s.slot < 0) {
+      keys = {a.in.k.row<float>(s.begin + first) + column, a.in.k.row_stride()};
+      values = {a.in.v.row<float>(s.begin + first) + column, a.in.v.row_stride()};
+    } else {
+      const int64_t at = page_offset(a.cache, s.slot, first) + column;
+      keys = {a.cache.keys.ptr<float>() + at, a.cache.keys.cols()};
+      values = {a.cache.values.ptr<float>() + at, a.cache.values.cols()};
+    }
+  }
+};
+
+ELAPID_INLINE void prefetch(const float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) __builtin_prefetch(p + i, 0, 2);  // into the second-level cache
 }
 
-// to[d, j] = from[j][d] for j < n; further lanes of a last vector repeat the last key.
-void transpose(const Rows& from, int64_t n, int64_t head_dim, float* to) {
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const bool full = j + kLanes <= n;
+// Keys and values that a task reads next: fetched bit by bit while it computes.
+class Upcoming {
+ public:
+  Upcoming(const Block& block, int64_t head_dim) : block_(block), width_(head_dim) {}
+
+  // A share of one in `parts`.
+  void fetch(int64_t parts) {
+    const int64_t end = smaller(block_.count, next_ + (block_.count + parts - 1) / parts);
+    for (; next_ < end; ++next_) {
+      prefetch(block_.keys[next_], width_);
+      prefetch(block_.values[next_], width_);
+    }
+  }
+
+ private:
+  Block block_;
+  int64_t width_, next_ = 0;  // the next row
+};
+
+// to[d, j] = from[j][d] for begin ≤ j < end; further lanes of a last vector repeat the last key.
+void transpose(const Rows& from, int64_t begin, int64_t end, int64_t head_dim, float* to) {
+  for (int64_t j = begin; j < end; j += kLanes) {
+    const bool full = j + kLanes <= end;
     int64_t d = 0;
     for (; d + 4 <= head_dim; d += 4) {
       F32 columns[4];
       if (full) {
         load_transposed([&](int64_t i) ELAPID_LAMBDA { return from[j + i] + d; }, columns);
       } else {
-        load_transposed([&](int64_t i) ELAPID_LAMBDA { return from[smaller(j + i, n - 1)] + d; }, columns);
+        load_transposed([&](int64_t i) ELAPID_LAMBDA { return from[smaller(j + i, end - 1)] + d; }, columns);
       }
       static_for<4>([&](auto i) ELAPID_LAMBDA { store(to + (d + i) * kPageTokens + j, columns[i]); });
     }
     for (; d < head_dim; ++d) {
-      for (int64_t i = j; i < j + kLanes; ++i) to[d * kPageTokens + i] = from[smaller(i, n - 1)][d];
+      for (int64_t i = j; i < j + kLanes; ++i) to[d * kPageTokens + i] = from[smaller(i, end - 1)][d];
     }
   }
 }
@@ -87,25 +121,29 @@ struct Summary {
 
 // The first n of a row's scores become exp(s − m); the others of their vectors become zero.
 template <bool full>
-ELAPID_INLINE Summary weigh(float* scores, int64_t n) {
+ELAPID_INLINE Summary weigh_some(float* scores, int64_t n) {
   constexpr int kVectors = kPageTokens / kLanes;
   const F32 count = broadcast(static_cast<float>(n)), lowest = broadcast(kLowest);
-  F32 s[kVectors], most = lowest, total = zero();
+  F32 most = lowest, total = zero();
   static_for<kVectors>([&](auto c) ELAPID_LAMBDA {
     if (!full && n <= c * kLanes) return;
-    s[c] = load(scores + c * kLanes);
+    const F32 s = load(scores + c * kLanes);
     // A lane of NaN may be lost here, but not in the sum.
-    most = max(most, full ? s[c] : if_greater(count, load(kIndices + c * kLanes), s[c], lowest));
+    most = max(most, full ? s : if_greater(count, load(kIndices + c * kLanes), s, lowest));
   });
   const float m = max_lane(max(most, lowest));
   static_for<kVectors>([&](auto c) ELAPID_LAMBDA {
     if (!full && n <= c * kLanes) return;
-    F32 weight = exp(s[c] - broadcast(m));
+    F32 weight = exp(load(scores + c * kLanes) - broadcast(m));
     if (!full) weight = if_greater(count, load(kIndices + c * kLanes), weight, zero());
     store(scores + c * kLanes, weight);
     total = total + weight;
   });
   return {m, sum(total)};
+}
+
+Summary weigh(float* scores, int64_t n) {
+  return n == kPageTokens ? weigh_some<true>(scores, n) : weigh_some<false>(scores, n);
 }
 
 // Factors by which what came before and what a block gave enter their sum.
@@ -117,153 +155,199 @@ ELAPID_INLINE Merge merge(const F32& most_before, const F32& most_of_block) {
   return {most, exp(most_before - most), exp(most_of_block - most)};
 }
 
-// The work of one task: query rows of one kv head against blocks of keys.
-class Queries {
- public:
-  Queries(const AttentionForward& a, float* scratch)
-      : a_(a), head_dim_(a.head_dim), padded_(attention_padded(a.head_dim)), group_(a.in.heads / a.in.kv_heads) {
-    keys_ = scratch;
-    values_ = keys_ + kPageTokens * padded_;
-    scores_ = values_ + kPageTokens * padded_;
-    rest_ = scores_ + kLanes * kPageTokens;
-  }
+// scores[r, j] = queries[r] · keys[·, j] for a tile of rows and the first n keys, rounded up to whole vectors.
+ELAPID_INLINE void score(const float* queries, int64_t query_stride, const float* keys, int64_t head_dim,
+                         int64_t height, int64_t n, float* scores) {
+  for_tiles(height, attention_padded(n), [&](int64_t, int64_t column, auto rows, auto vectors) {
+    Tile<rows, vectors> t;
+    t.clear();
+    t.multiply({queries, query_stride, 1}, {keys + column, kPageTokens}, head_dim);
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      static_for<vectors>([&](auto v)
+                              ELAPID_LAMBDA { store(scores + r * kPageTokens + column + v * kLanes, t.v[r][v]); });
+    });
+  });
+}
 
-  // Tokens [first, first + tokens) of the sequence, the heads that read kv_head.
-  void take(const Sequence& s, int64_t first, int64_t tokens, int64_t kv_head) {
-    first_ = s.past + first;
-    rows_ = tokens * group_;
-    queries_ = rest_;
-    outputs_ = queries_ + rows_ * padded_;
-    most_ = outputs_ + rows_ * padded_;
-    total_ = most_ + attention_padded(rows_);
-    const F32 scale = broadcast(a_.in.scale);
-    for (int64_t r = 0; r < rows_; ++r) {
-      const float* q = a_.in.q.row<float>(s.begin + first + r / group_) + (kv_head * group_ + r % group_) * head_dim_;
-      for (int64_t d = 0; d < head_dim_; d += kLanes) {
-        store(queries_ + r * padded_ + d, scale * load(q + d, head_dim_ - d), head_dim_ - d);
+// Adds weights[r, j] · values[j] for j in [begin, end[r]) to o[r] in order, for a tile of rows whose ends do not
+// decrease. start(row, column) and take(row, column, o) read and write a vector of o.
+template <class Start, class Take>
+ELAPID_INLINE void accumulate(const float* weights, const Rows& values, int64_t begin, const int64_t* end,
+                              int64_t height, int64_t columns, const Start& start, const Take& take) {
+  for_tiles(height, columns, [&](int64_t, int64_t column, auto rows, auto vectors) {
+    Tile<rows, vectors> t;
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      static_for<vectors>([&](auto v) ELAPID_LAMBDA { t.v[r][v] = start(r, column + v * kLanes); });
+    });
+    const int64_t common = larger(begin, end[0]);
+    t.multiply({weights + begin, kPageTokens, 1}, {values[begin] + column, values.stride}, common - begin);
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      // Not even zeros of what a row does not see are added: it may be NaN.
+      for (int64_t j = common; j < end[r]; ++j) {
+        const F32 weight = broadcast(weights[r * kPageTokens + j]);
+        static_for<vectors>(
+            [&](auto v) ELAPID_LAMBDA { t.v[r][v] = fma(weight, load(values[j] + column + v * kLanes), t.v[r][v]); });
       }
+      static_for<vectors>([&](auto v) ELAPID_LAMBDA { take(r, column + v * kLanes, t.v[r][v]); });
+    });
+  });
+}
+
+// Queries of tokens [first, …) of a sequence, all heads that read kv_head, times scale.
+void load_queries(const AttentionForward& a, const Sequence& s, int64_t first, int64_t kv_head, int64_t rows,
+                  float* queries) {
+  const int64_t group = a.in.heads / a.in.kv_heads, padded = attention_padded(a.head_dim);
+  const F32 scale = broadcast(a.in.scale);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* q = a.in.q.row<float>(s.begin + first + r / group) + (kv_head * group + r % group) * a.head_dim;
+    for (int64_t d = 0; d < a.head_dim; d += kLanes) {
+      store(queries + r * padded + d, scale * load(q + d, a.head_dim - d), a.head_dim - d);
     }
   }
+}
 
-  void clear() {
+// Rows [begin, end) of a block's values, side by side and padded.
+void pack_values(const Rows& from, int64_t begin, int64_t end, int64_t head_dim, float* to) {
+  const int64_t padded = attention_padded(head_dim);
+  for (int64_t j = begin; j < end; ++j) {
+    for (int64_t d = 0; d < padded; d += kLanes) store(to + j * padded + d, load(from[j] + d, head_dim - d));
+  }
+}
+
+// Task `task` of a sequence of many rows: a kv head, and a block of query tokens, the last ones first as they have most
+// keys. Blocks of keys are merged as they come.
+class QueryBlock {
+ public:
+  QueryBlock(const AttentionForward& a, int64_t sequence, int64_t task, float* scratch)
+      : a_(a), s_(a, sequence), group_(a.in.heads / a.in.kv_heads), padded_(attention_padded(a.head_dim)) {
+    const int64_t blocks = (s_.length + a.query_tokens - 1) / a.query_tokens;
+    kv_head_ = task / blocks;
+    first_ = (blocks - 1 - task % blocks) * a.query_tokens;
+    rows_ = smaller(a.query_tokens, s_.length - first_) * group_;
+    keys_ = scratch;
+    values_ = keys_ + kPageTokens * padded_;
+    weights_ = values_ + kPageTokens * padded_;
+    queries_ = weights_ + kTileRows * kPageTokens;
+    outputs_ = queries_ + rows_ * padded_;
+    most_ = outputs_ + rows_ * padded_;
+    total_ = most_ + rows_;
+  }
+
+  void run() {
+    load_queries(a_, s_, first_, kv_head_, rows_, queries_);
     for (int64_t r = 0; r < rows_; ++r) {
       most_[r] = kLowest;
       total_[r] = 0;
     }
     for (int64_t i = 0; i < rows_ * padded_; i += kLanes) store(outputs_ + i, zero());
-  }
-
-  // The rows that see keys of block `block`, which has n of them, from `keys` and `values`. With `partials`, what the
-  // block gives row r is put into row r of them; else it is merged into what is here.
-  void attend(int64_t block, int64_t n, const Rows& keys, Rows values, float* partials) {
-    const int64_t first_key = block * kPageTokens, stride = padded_ + kLanes;
-    transpose(keys, n, head_dim_, keys_);
-    const int64_t begin = larger(0, first_key - first_) * group_;
-    // Values that are read once are read where they are.
-    if (rows_ - begin > kTileRows || padded_ != head_dim_) {
-      for (int64_t j = 0; j < n; ++j) {
-        for (int64_t d = 0; d < padded_; d += kLanes) {
-          store(values_ + j * padded_ + d, load(values[j] + d, head_dim_ - d));
-        }
-      }
-      values = {values_, padded_};
+    const int64_t keys = s_.past + first_ + rows_ / group_, blocks = (keys + kPageTokens - 1) / kPageTokens;
+    for (int64_t b = 0; b < blocks; ++b) {
+      attend(Block(a_, s_, b, kv_head_, keys), Block(a_, s_, smaller(b + 1, blocks - 1), kv_head_, keys));
     }
-    for (int64_t row = begin; row < rows_; row += kTileRows) {
-      const int64_t height = smaller(kTileRows, rows_ - row);
-      int64_t seen[kTileRows];  // keys of this block
-      for (int64_t r = 0; r < height; ++r) seen[r] = smaller(n, first_ + (row + r) / group_ + 1 - first_key);
-      score(row, height, seen[height - 1]);
-      alignas(64) float most[kLanes] = {}, total[kLanes] = {};
-      for (int64_t r = 0; r < height; ++r) {
-        float* scores = scores_ + r * kPageTokens;
-        const Summary summary = seen[r] == kPageTokens ? weigh<true>(scores, seen[r]) : weigh<false>(scores, seen[r]);
-        most[r] = summary.most;
-        total[r] = summary.total;
-      }
-      if (partials != nullptr) {
-        for (int64_t r = 0; r < height; ++r) {
-          partials[(row + r) * stride] = most[r];
-          partials[(row + r) * stride + 1] = total[r];
-        }
-        accumulate(height, seen, values, [&](int64_t r, int64_t column, const F32& o) ELAPID_LAMBDA {
-          store(partials + (row + r) * stride + kLanes + column, o);
-        });
-        continue;
-      }
-      const Merge m = merge(load(most_ + row, height), load(most));
-      store(most_ + row, m.most, height);
-      store(total_ + row, fma(load(total), m.block, load(total_ + row, height) * m.before), height);
-      alignas(64) float before[kLanes], now[kLanes];
-      store(before, m.before);
-      store(now, m.block);
-      accumulate(height, seen, values, [&](int64_t r, int64_t column, const F32& o) ELAPID_LAMBDA {
-        float* output = outputs_ + (row + r) * padded_ + column;
-        store(output, fma(o, broadcast(now[r]), load(output) * broadcast(before[r])));
-      });
-    }
-  }
-
-  void finish(const Sequence& s, int64_t first, int64_t kv_head) {
     for (int64_t r = 0; r < rows_; ++r) {
-      float* y = a_.y.row<float>(s.begin + first + r / group_) + (kv_head * group_ + r % group_) * head_dim_;
+      float* y = a_.y.row<float>(s_.begin + first_ + r / group_) + (kv_head_ * group_ + r % group_) * a_.head_dim;
       const F32 total = broadcast(total_[r]);
-      for (int64_t d = 0; d < head_dim_; d += kLanes) {
-        store(y + d, load(outputs_ + r * padded_ + d) / total, head_dim_ - d);
+      for (int64_t d = 0; d < a_.head_dim; d += kLanes) {
+        store(y + d, load(outputs_ + r * padded_ + d) / total, a_.head_dim - d);
       }
     }
   }
 
  private:
-  void score(int64_t row, int64_t height, int64_t n) {
-    for_tiles(height, attention_padded(n), [&](int64_t, int64_t column, auto rows, auto vectors) {
-      Tile<rows, vectors> t;
-      t.clear();
-      t.multiply({queries_ + row * padded_, padded_, 1}, {keys_ + column, kPageTokens}, head_dim_);
-      static_for<rows>([&](auto r) ELAPID_LAMBDA {
-        static_for<vectors>([&](auto v)
-                                ELAPID_LAMBDA { store(scores_ + r * kPageTokens + column + v * kLanes, t.v[r][v]); });
-      });
-    });
-  }
-
-  // take(row, column, o) for every vector of the tile's outputs.
-  template <class Take>
-  ELAPID_INLINE void accumulate(int64_t height, const int64_t* seen, const Rows& values, const Take& take) {
-    for_tiles(height, padded_, [&](int64_t, int64_t column, auto rows, auto vectors) {
-      Tile<rows, vectors> t;
-      t.clear();
-      t.multiply({scores_, kPageTokens, 1}, {values.data + column, values.stride}, seen[0]);
-      // Later rows see more. Not even zeros of what a row does not see are added: it may be NaN.
-      static_for<rows>([&](auto r) ELAPID_LAMBDA {
-        for (int64_t j = seen[0]; j < seen[r]; ++j) {
-          const F32 weight = broadcast(scores_[r * kPageTokens + j]);
-          static_for<vectors>(
-              [&](auto v) ELAPID_LAMBDA { t.v[r][v] = fma(weight, load(values[j] + column + v * kLanes), t.v[r][v]); });
-        }
-        static_for<vectors>([&](auto v) ELAPID_LAMBDA { take(r, column + v * kLanes, t.v[r][v]); });
-      });
-    });
+  void attend(const Block& block, const Block& next) {
+    const int64_t first_key = block.index * kPageTokens, first = s_.past + first_;
+    Upcoming upcoming(next, a_.head_dim);
+    transpose(block.keys, 0, block.count, a_.head_dim, keys_);
+    pack_values(block.values, 0, block.count, a_.head_dim, values_);
+    // Rows before these see none of the block.
+    const int64_t begin = larger(0, first_key - first) * group_;
+    for (int64_t row = begin; row < rows_; row += kTileRows) {
+      upcoming.fetch((rows_ - begin) / kTileRows + 1);
+      const int64_t height = smaller(kTileRows, rows_ - row);
+      int64_t seen[kTileRows];
+      for (int64_t r = 0; r < height; ++r) seen[r] = smaller(block.count, first + (row + r) / group_ + 1 - first_key);
+      score(queries_ + row * padded_, padded_, keys_, a_.head_dim, height, seen[height - 1], weights_);
+      alignas(64) float most[kLanes] = {}, total[kLanes] = {}, before[kLanes], now[kLanes];
+      for (int64_t r = 0; r < height; ++r) {
+        const Summary summary = weigh(weights_ + r * kPageTokens, seen[r]);
+        most[r] = summary.most;
+        total[r] = summary.total;
+      }
+      const Merge m = merge(load(most_ + row, height), load(most));
+      store(most_ + row, m.most, height);
+      store(total_ + row, fma(load(total), m.block, load(total_ + row, height) * m.before), height);
+      store(before, m.before);
+      store(now, m.block);
+      float* outputs = outputs_ + row * padded_;
+      accumulate(
+          weights_, {values_, padded_}, 0, seen, height, padded_, [](int64_t, int64_t) ELAPID_LAMBDA { return zero(); },
+          [&](int64_t r, int64_t column, const F32& o) ELAPID_LAMBDA {
+            float* output = outputs + r * padded_ + column;
+            store(output, fma(o, broadcast(now[r]), load(output) * broadcast(before[r])));
+          });
+    }
   }
 
   const AttentionForward& a_;
-  int64_t head_dim_, padded_, group_;
-  int64_t first_ = 0, rows_ = 0;      // position of the first token; query rows
-  float *keys_, *values_, *scores_;   // [head_dim, 64], [64, padded], [kTileRows, 64]
-  float *rest_, *queries_ = nullptr;  // [rows, padded]
-  float *outputs_ = nullptr, *most_ = nullptr, *total_ = nullptr;
+  Sequence s_;
+  int64_t group_, padded_, kv_head_, first_, rows_;
+  float *keys_, *values_, *weights_;            // [head_dim, 64], [64, padded], [kTileRows, 64]
+  float *queries_, *outputs_, *most_, *total_;  // [rows, padded], likewise; [rows]
 };
 
-// Block `block` for all heads of a sequence of few rows.
+// Block `block` for all heads of a sequence of few rows: little to compute, much to read. Heads lie side by side in a
+// token's row, so kLanes tokens at a time are read through all heads, which is as many streams as a core follows; o is
+// put aside between them.
 void key_block(const AttentionForward& a, int64_t sequence, int64_t block, float* scratch) {
   const Sequence s(a, sequence);
-  const int64_t n = smaller(kPageTokens, s.past + s.length - block * kPageTokens);
-  const int64_t rows = s.length * (a.in.heads / a.in.kv_heads);
-  Queries queries(a, scratch);
-  for (int64_t h = 0; h < a.in.kv_heads; ++h) {
-    queries.take(s, 0, s.length, h);
-    float* partials = a.partials.row<float>(a.partial.ptr<int64_t>()[sequence] + (block * a.in.kv_heads + h) * rows);
-    queries.attend(block, n, block_of(a, s, a.in.k, a.cache.keys, block, h),
-                   block_of(a, s, a.in.v, a.cache.values, block, h), partials);
+  const int64_t group = a.in.heads / a.in.kv_heads, rows = s.length * group, padded = attention_padded(a.head_dim);
+  const int64_t end = s.past + s.length, pass = attention_heads_a_pass(a.in.kv_heads, a.head_dim);
+  const int64_t stride = a.partials.row_stride(), head_keys = a.head_dim * kPageTokens;
+  float *keys = scratch, *weights = keys + pass * head_keys, *values = weights + pass * rows * kPageTokens;
+  float* queries = values + kPageTokens * padded;
+  // Rows before this one see none of the block.
+  const int64_t first = larger(0, block * kPageTokens - s.past) * group;
+  int64_t seen[kFewQueryRows];
+  for (int64_t head = 0; head < a.in.kv_heads; head += pass) {
+    const int64_t heads = smaller(pass, a.in.kv_heads - head), n = Block(a, s, block, head, end).count;
+    for (int64_t r = first; r < rows; ++r) seen[r] = smaller(n, s.past + r / group + 1 - block * kPageTokens);
+    for (int64_t j = 0; j < n; j += kLanes) {
+      for (int64_t h = 0; h < heads; ++h) {
+        transpose(Block(a, s, block, head + h, end).keys, j, smaller(j + kLanes, n), a.head_dim, keys + h * head_keys);
+      }
+    }
+    float* partials = a.partials.row<float>(a.partial.ptr<int64_t>()[sequence] + (block * a.in.kv_heads + head) * rows);
+    for (int64_t h = 0; h < heads; ++h) {
+      load_queries(a, s, 0, head + h, rows, queries);
+      for (int64_t row = first; row < rows; row += kTileRows) {
+        const int64_t height = smaller(kTileRows, rows - row);
+        float* tile = weights + (h * rows + row) * kPageTokens;
+        score(queries + row * padded, padded, keys + h * head_keys, a.head_dim, height, seen[row + height - 1], tile);
+        for (int64_t r = 0; r < height; ++r) {
+          const Summary summary = weigh(tile + r * kPageTokens, seen[row + r]);
+          partials[(h * rows + row + r) * stride] = summary.most;
+          partials[(h * rows + row + r) * stride + 1] = summary.total;
+        }
+      }
+    }
+    for (int64_t j = 0; j < n; j += kLanes) {
+      int64_t ends[kFewQueryRows];
+      for (int64_t r = first; r < rows; ++r) ends[r] = smaller(seen[r], j + kLanes);
+      for (int64_t h = 0; h < heads; ++h) {
+        Rows from = Block(a, s, block, head + h, end).values;
+        if (padded != a.head_dim) {
+          pack_values(from, j, smaller(j + kLanes, n), a.head_dim, values);
+          from = {values, padded};
+        }
+        for (int64_t row = first; row < rows; row += kTileRows) {
+          float* o = partials + (h * rows + row) * stride + kLanes;
+          accumulate(
+              weights + (h * rows + row) * kPageTokens, from, j, ends + row, smaller(kTileRows, rows - row), padded,
+              [&](int64_t r, int64_t column) ELAPID_LAMBDA { return j == 0 ? zero() : load(o + r * stride + column); },
+              [&](int64_t r, int64_t column, const F32& sum) ELAPID_LAMBDA { store(o + r * stride + column, sum); });
+        }
+      }
+    }
   }
 }
 
@@ -297,23 +381,6 @@ void merge_blocks(const AttentionForward& a, int64_t sequence, int64_t row) {
   }
 }
 
-// Task `task` of a sequence of many rows: a kv head, and a block of query tokens, the last ones first as they have most
-// keys.
-void query_block(const AttentionForward& a, int64_t sequence, int64_t task, float* scratch) {
-  const Sequence s(a, sequence);
-  const int64_t blocks = (s.length + a.query_tokens - 1) / a.query_tokens;
-  const int64_t kv_head = task / blocks, first = (blocks - 1 - task % blocks) * a.query_tokens;
-  const int64_t tokens = smaller(a.query_tokens, s.length - first), keys = s.past + first + tokens;
-  Queries queries(a, scratch);
-  queries.take(s, first, tokens, kv_head);
-  queries.clear();
-  for (int64_t b = 0; b * kPageTokens < keys; ++b) {
-    queries.attend(b, smaller(kPageTokens, keys - b * kPageTokens), block_of(a, s, a.in.k, a.cache.keys, b, kv_head),
-                   block_of(a, s, a.in.v, a.cache.values, b, kv_head), nullptr);
-  }
-  queries.finish(s, first, kv_head);
-}
-
 }  // namespace
 
 void run(Cpu cpu, const AttentionForward& a) {
@@ -339,7 +406,7 @@ void run(Cpu cpu, const AttentionForward& a) {
       if (length * group <= kFewQueryRows) {
         key_block(a, s, task, a.scratch.row<float>(worker));
       } else {
-        query_block(a, s, task, a.scratch.row<float>(worker));
+        QueryBlock(a, s, task, a.scratch.row<float>(worker)).run();
       }
     }
   });
