@@ -79,7 +79,8 @@ TEST_P(BeamTest, EnoughBeamsFindTheBest) {
 
 TEST_P(BeamTest, StopIdsEndHypotheses) {
   const TokenId stop = search({.beams = 1, .max_new_tokens = 1})[0].ids[0];
-  const std::vector<Hypothesis> found = search({.beams = 3, .max_new_tokens = 6, .length_penalty = 0, .stop_ids = {stop}});
+  const std::vector<Hypothesis> found =
+      search({.beams = 3, .max_new_tokens = 6, .length_penalty = 0, .stop_ids = {stop}});
   ASSERT_EQ(found.size(), 3u);
   bool any = false;
   for (const Hypothesis& h : found) {
