@@ -168,7 +168,8 @@ TEST(TorchFile, ReadsPython2Names) {
 TEST(TorchFile, ReadsZip64) {
   const std::string text =
       pickle(pickled_dict(pickled("w") + pickled_tensor(pickled_storage("0", "Float", 24), 0, {24}, {1})));
-  const StoredTensors tensors = parse(torch_zip(text, {kFloats}).str(true));
+  const std::string bytes = torch_zip(text, {kFloats}).str(true);  // which the tensors view
+  const StoredTensors tensors = parse(bytes);
   EXPECT_EQ(contents_of(tensors.at("w").tensor), kFloats);
 }
 
