@@ -51,7 +51,8 @@ void ModelOptions::add(Flags& flags) {
 }
 
 void ModelOptions::add_tokenizer(Flags& flags) {
-  flags.text("--tokenizer", "PATH", tokenizer, "tokenizer.json or its folder (default: the model's)");
+  flags.text("--tokenizer", "PATH", tokenizer,
+             "tokenizer.json, tokenizer.model or their folder (default: the model's)");
 }
 
 std::filesystem::path ModelOptions::folder() const {
@@ -66,7 +67,12 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
 }
 
 Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder) const {
-  return Tokenizer::load(tokenizer ? std::filesystem::path(*tokenizer) : model_folder);
+  if (tokenizer) return Tokenizer::load(*tokenizer);
+  require(
+      Tokenizer::find(model_folder).has_value(), model_folder.string(),
+      ": must have tokenizer.json, tokenizer.model.v3 or tokenizer.model, got none of them; name one with --tokenizer"
+      " (raw state-spaces folders: the tokenizer.json of EleutherAI/gpt-neox-20b)");
+  return Tokenizer::load(model_folder);
 }
 
 void add_chunk(Flags& flags, int64_t& chunk) {
