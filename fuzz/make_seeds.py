@@ -73,6 +73,11 @@ def template_seeds():
         yield case["template"].encode()
 
 
+def sentencepiece_seeds():
+    for path in sorted((ROOT / "tests/data/sentencepiece").glob("*.model")):
+        yield path.read_bytes()
+
+
 def byte_letters():
     """The letters that stand for bytes in a byte-level vocabulary, by byte."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -139,8 +144,8 @@ def torch_file_seeds():
 
 def main():
     for target, seeds in (("config", config_seeds), ("json", json_seeds), ("safetensors", safetensors_seeds),
-                          ("state", state_seeds), ("template", template_seeds), ("tokenizer", tokenizer_seeds),
-                          ("torch_file", torch_file_seeds)):
+                          ("sentencepiece", sentencepiece_seeds), ("state", state_seeds), ("template", template_seeds),
+                          ("tokenizer", tokenizer_seeds), ("torch_file", torch_file_seeds)):
         folder = pathlib.Path(sys.argv[1]) / target
         folder.mkdir(parents=True, exist_ok=True)
         for i, seed in enumerate(seeds()):

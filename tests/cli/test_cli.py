@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -667,10 +668,135 @@ class Tokenize(CliTest):
         ids = " ".join(map(str, got["ids"])).encode()
         self.assertEqual(self.json(*self.tokenize, "--decode", stdin=ids)["text"], "Hello world\n")
 
+    def test_several_files(self):
+        texts = ["One\ntwo\n", "", "Three"]
+        names = []
+        for number, text in enumerate(texts):
+            path = self.folder / str(number)
+            path.write_text(text)
+            names += ["--file", path]
+        lines = self.out(*self.tokenize, *names).splitlines()
+        self.assertEqual(len(lines), 3)
+        for line, name in zip(lines, names[1::2]):
+            self.assertEqual(line + b"\n", self.out(*self.tokenize, "--file", name))
+        objects = self.out(*self.tokenize, *names, "--json").splitlines()
+        self.assertEqual([json.loads(each)["ids"] for each in objects], [list(map(int, line.split())) for line in lines])
+
+    def test_sentencepiece(self):
+        model = DATA / "sentencepiece" / "bytes.model"
+        golden = json.loads((DATA / "sentencepiece" / "cases.json").read_text())["bytes"]
+        lines = [(text, ids) for text, ids in golden["encode"] if "\n" not in text and "\r" not in text]
+        stdin = "".join(text + "\n" for text, _ in lines).encode()
+        got = self.out("tokenize", "--tokenizer", model, "--no-special", stdin=stdin).decode().split("\n")
+        self.assertEqual([list(map(int, line.split())) for line in got[:-1]], [ids for _, ids in lines])
+        got = self.out("tokenize", "--tokenizer", model, "--decode", stdin=" ".join(map(str, lines[-1][1])).encode() + b"\n")
+        self.assertEqual(got.decode(), lines[-1][0] + "\n")
+
+    def test_a_folder_without_a_tokenizer_says_what_it_needs(self):
+        model = self.model_copy(STORYTELLER)
+        (model / "tokenizer.json").unlink()
+        self.refused("tokenize", "--model", model, stdin=b"a\n", says=("tokenizer.model", "--tokenizer", "gpt-neox-20b"))
+
     def test_model_and_tokenizer_flags_name_the_same(self):
         want = self.out(*self.tokenize, stdin=b"Hello")
         self.assertEqual(self.out("tokenize", "--model", STORYTELLER, stdin=b"Hello"), want)
         self.assertEqual(self.out("tokenize", "--tokenizer", STORYTELLER / "tokenizer.json", stdin=b"Hello"), want)
+
+
+class Chat(CliTest):
+    TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    FLAGS = ("--greedy", "--ignore-eos", "--max-new-tokens", "12")
+
+    def setUp(self):
+        super().setUp()
+        self.model = self.model_copy(STORYTELLER)
+        self.write_template(self.TEMPLATE)
+
+    def write_template(self, text):
+        (self.model / "chat_template.jinja").write_text(text)
+
+    def chat(self, *lines, flags=()):
+        """The answers, what each prefill took, and standard error."""
+        done = run("chat", "--model", self.model, *self.FLAGS, *flags, stdin="".join(line + "\n" for line in lines).encode())
+        stderr = done.stderr.decode()
+        self.assertEqual(done.returncode, 0, stderr)
+        prefills = [int(line.split()[1]) for line in stderr.splitlines() if line.startswith("prefill ")]
+        return done.stdout.decode(), prefills, stderr
+
+    def count(self, text):
+        path = self.folder / "text"
+        path.write_text(text)
+        return len(self.out("tokenize", "--model", self.model, "--no-special", "--file", path).split())
+
+    def test_later_turns_read_only_what_is_new(self):
+        out, prefills, _ = self.chat("Tell me of the sea", "And of the wind?", flags=("--system", "Be kind."))
+        first = "system:Be kind.\nuser:Tell me of the sea\nassistant:"
+        # The last token of the first answer, then the rest.
+        self.assertEqual(prefills, [self.count(first), 1 + self.count("\nuser:And of the wind?\nassistant:")])
+        want = self.out("generate", "--model", self.model, *self.FLAGS, "--no-special", stdin=first.encode()).decode()
+        self.assertTrue(out.startswith(want), out)
+        # What was kept is what reading everything again would have made.
+        answer = want[:-1]
+        whole = first + answer + "\nuser:And of the wind?\nassistant:"
+        again = self.out("generate", "--model", self.model, *self.FLAGS, "--no-special", stdin=whole.encode()).decode()
+        self.assertEqual(out, want + again)
+
+    def test_save_and_load(self):
+        state = self.folder / "state"
+        out, _, _ = self.chat("One day", f"/save {state}", "And then?")
+        resumed, prefills, _ = self.chat(f"/load {state}", "And then?")
+        self.assertTrue(out.endswith(resumed) and resumed, (out, resumed))
+        self.assertEqual(prefills, [1 + self.count("\nuser:And then?\nassistant:")])
+        (self.folder / "state.chat.json").write_text("[]")
+        done = run("chat", "--model", self.model, stdin=f"/load {state}\n".encode())
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"state.chat.json", done.stderr)
+
+    def test_fork_and_reset(self):
+        once, _, _ = self.chat("One day", "And then?")
+        out, _, stderr = self.chat("One day", "/fork", "Why?", "/fork 1", "And then?")
+        self.assertIn("/fork 1", stderr)
+        first, rest = once[:once.index("\n", 1) + 1], None
+        self.assertTrue(out.startswith(first))
+        self.assertTrue(out.endswith(once[len(first):]))
+        self.assertNotEqual(out, once)
+        twice, prefills, _ = self.chat("One day", "/reset", "One day", "/quit", "never read")
+        self.assertEqual(len(prefills), 2)
+        self.assertEqual(prefills[0], prefills[1])
+        self.assertEqual(twice[:len(twice) // 2], twice[len(twice) // 2:])
+
+    def test_a_template_that_changes_the_past(self):
+        self.write_template(self.TEMPLATE.replace("m.content", "('' if m.role == 'assistant' and not loop.last else m.content)"))
+        _, prefills, stderr = self.chat("One", "Two", "Three")
+        self.assertEqual(stderr.count("reading it again"), 1)
+        # From the last question on: its answer is gone, and the next question is new.
+        self.assertEqual(prefills[1], self.count("assistant:\nuser:Two\nassistant:"))
+        self.assertEqual(prefills[2], self.count("assistant:\nuser:Three\nassistant:"))
+
+    def test_what_is_refused(self):
+        for line, says in (("/nothing", "/quit"), ("/save", "/save F"), ("/fork x", "number"), ("/fork 7", "kept"),
+                           (f"/save {self.folder / 'x'}", "answer"), (f"/load {self.folder / 'none'}", "none")):
+            self.refused("chat", "--model", self.model, stdin=(line + "\n").encode(), says=says)
+        self.refused("chat", "--model", self.model, "--stop", "", code=2, says="--stop")
+        self.write_template("{{ raise_exception('no way') }}")
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says=("chat_template.jinja line 1", "no way"))
+        self.write_template("{% if %}")
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says="chat_template.jinja line 1")
+        (self.model / "chat_template.jinja").unlink()
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says="must have a chat template")
+
+    def test_ctrl_c_ends_the_answer_alone(self):
+        command = [ELAPID, "chat", "--model", self.model, "--greedy", "--ignore-eos", "--max-new-tokens", "1000000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            for line in (b"One\n", b"Two\n"):
+                process.stdin.write(line)
+                process.stdin.flush()
+                self.assertTrue(process.stdout.read(1))
+                process.send_signal(signal.SIGINT)
+                while process.stderr.readline()[:7] != b"prefill":
+                    self.assertIsNone(process.poll())
+            process.stdin.close()
+            self.assertEqual(process.wait(60), 0)
 
 
 class Score(CliTest):

@@ -11,6 +11,7 @@ namespace elapid::cli {
 using Run = std::function<void()>;
 
 Run prepare_bench(Flags& flags);
+Run prepare_chat(Flags& flags);
 Run prepare_convert(Flags& flags);
 Run prepare_eval(Flags& flags);
 Run prepare_forward(Flags& flags);

@@ -4,6 +4,7 @@
 #include "elapid/io/file.h"
 #include "elapid/io/json.h"
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 
@@ -62,7 +63,8 @@ void ModelOptions::add(Flags& flags) {
 }
 
 void ModelOptions::add_tokenizer(Flags& flags) {
-  flags.text("--tokenizer", "PATH", tokenizer, "tokenizer.json or its folder (default: the model's)");
+  flags.text("--tokenizer", "PATH", tokenizer,
+             "tokenizer.json, tokenizer.model or their folder (default: the model's)");
 }
 
 std::filesystem::path ModelOptions::folder() const {
@@ -89,7 +91,17 @@ std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, T
 }
 
 Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder) const {
-  return Tokenizer::load(tokenizer ? std::filesystem::path(*tokenizer) : model_folder);
+  if (tokenizer) return Tokenizer::load(*tokenizer);
+  require(
+      Tokenizer::find(model_folder).has_value(), model_folder.string(),
+      ": must have tokenizer.json, tokenizer.model.v3 or tokenizer.model, got none of them; name one with --tokenizer"
+      " (raw state-spaces folders: the tokenizer.json of EleutherAI/gpt-neox-20b)");
+  return Tokenizer::load(model_folder);
+}
+
+int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer) {
+  const int64_t rows = config.tokens > 0 ? config.tokens : config.vocab;
+  return tokenizer == nullptr ? rows : std::min(rows, tokenizer->vocab_size());
 }
 
 void add_chunk(Flags& flags, int64_t& chunk) {

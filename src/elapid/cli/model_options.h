@@ -33,6 +33,9 @@ struct ModelOptions {
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
 };
 
+// Ids from here on are never drawn: rows of a padded vocabulary, and ids that the tokenizer, where there is one, lacks.
+int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer);
+
 // What --chunk means to every command that has it.
 void add_chunk(Flags& flags, int64_t& chunk);
 

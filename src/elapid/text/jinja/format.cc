@@ -189,7 +189,7 @@ Layout parse_spec(std::string_view spec) {
   layout.alternate = skip('#');
   if (skip('0') && layout.align == 0) {
     layout.align = '=';
-    layout.fill = "0";
+    layout.fill.assign(1, '0');
   }
   layout.width = take_number(spec, kMostWidth).value_or(0);
   for (const char separator : {',', '_'}) {
@@ -468,7 +468,7 @@ class Percent {
     }
     if (zero && layout.align == 0) {
       layout.align = '=';
-      layout.fill = "0";
+      layout.fill.assign(1, '0');
     }
     value.require_defined();
     const bool integral = std::string_view("diuoxX").find(layout.type) != std::string_view::npos;

@@ -755,7 +755,10 @@ class Parser {
 
   std::string dotted_name() {
     std::string name = expect_any_name();
-    while (skip_symbol(".")) name += "." + expect_any_name();
+    while (skip_symbol(".")) {
+      name += '.';
+      name += expect_any_name();
+    }
     return name;
   }
 

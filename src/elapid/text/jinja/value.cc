@@ -294,7 +294,7 @@ class JsonWriter {
   }
 
   void write_unit(unsigned unit) {
-    std::array<char, 8> escaped;
+    std::array<char, 16> escaped;
     std::snprintf(escaped.data(), escaped.size(), "\\u%04x", unit);
     out += escaped.data();
   }
