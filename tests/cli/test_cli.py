@@ -865,7 +865,7 @@ class Inspect(CliTest):
     def test_a_folder(self):
         got = self.json("inspect", "--model", STORYTELLER)
         self.assertEqual(list(got), ["family", "layers", "parameters", "bytes", "dtypes", "state_bytes_per_sequence",
-                                     "unknown_config_keys", "notes"])
+                                     "unknown_config_keys", "notes", "state_bytes_per_token"])
         self.assertEqual((got["family"], got["layers"], got["parameters"]), ("mamba2", 12, 13500720))
         weights = sum(len(read_header(p)[1]) for p in STORYTELLER.glob("*.safetensors"))
         self.assertEqual(got["bytes"], weights)
@@ -873,6 +873,10 @@ class Inspect(CliTest):
         # conv [3, 768 + 2 * 128] and ssm [12, 64, 128], float32, 12 layers
         self.assertEqual(got["state_bytes_per_sequence"], 12 * 4 * (3 * 1024 + 12 * 64 * 128))
         self.assertEqual(got["unknown_config_keys"], [])
+        self.assertEqual(got["state_bytes_per_token"], 0)
+        # Two of four layers attend: keys and values of 2 heads of 8, float32.
+        self.assertEqual(self.json("inspect", "--model", CONFORMANCE / "jamba_default")["state_bytes_per_token"],
+                         2 * 2 * 2 * 8 * 4)
         text = self.out("inspect", "--model", STORYTELLER).decode()
         for part in ("mamba2", "13500720", "bf16"):
             self.assertIn(part, text)

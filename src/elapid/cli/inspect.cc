@@ -41,7 +41,8 @@ void run(const Options& o) {
   const auto model = load_model(o.model.folder(), *threads, {.gated_norm = o.model.gated_norm});
   const ModelConfig& config = model->config();
   const Model::Weights& weights = model->weights();
-  const int64_t state_bytes = model->state_spec()->bytes_per_sequence();
+  const int64_t state_bytes = model->state_spec()->bytes_per_sequence(),
+                token_bytes = model->state_spec()->bytes_per_token();
   OrderedJson dtypes = OrderedJson::object();
   std::string dtype_text;
   for (const auto& [dtype, elements] : weights.elements_by_dtype) {
@@ -56,11 +57,13 @@ void run(const Options& o) {
                                   {"dtypes", dtypes},
                                   {"state_bytes_per_sequence", state_bytes},
                                   {"unknown_config_keys", config.unknown_keys},
-                                  {"notes", config.notes}});
+                                  {"notes", config.notes},
+                                  {"state_bytes_per_token", token_bytes}});
   }
   print(concat("family                    ", config.family, "\nlayers                    ", config.layers(),
                "\nparameters                ", weights.parameters, "\nbytes                     ", weights.bytes,
                "\ndtypes                    ", dtype_text, "\nstate bytes per sequence  ", state_bytes,
+               "\nstate bytes per token     ", token_bytes,
                "\nunknown config keys       ", join_lines(config.unknown_keys), "\nnotes                     ",
                join_lines(config.notes), "\n"));
 }
