@@ -1,4 +1,5 @@
-// Speed of single operators at the shapes of mamba2-130m, mamba2-1.3b, mamba-130m and mamba-2.8b, on all usable cores:
+// Speed of single operators at the shapes of mamba2-130m, mamba2-1.3b, mamba-130m and mamba-2.8b, and of the experts of
+// PowerMoE-3b, on all usable cores:
 //
 //   apt-get install libbenchmark-dev && cmake --preset release -DELAPID_BENCH=ON && cmake --build --preset release
 //   build/release/bench/elapid_ops_bench [--benchmark_filter=matmul]        ELAPID_FORCE_ISA picks a lower level
@@ -8,9 +9,13 @@
 
 #include "elapid/core/error.h"
 #include "elapid/core/random.h"
+#include "elapid/ops/activation/activation.h"
+#include "elapid/ops/attention/attention.h"
 #include "elapid/ops/causal_conv1d/causal_conv1d.h"
 #include "elapid/ops/ceiling/ceiling.h"
+#include "elapid/ops/matmul/grouped_matmul.h"
 #include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/moe/moe.h"
 #include "elapid/ops/rms_norm/rms_norm.h"
 #include "elapid/ops/selective_scan/selective_scan.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
@@ -124,6 +129,56 @@ void matmul_rows(benchmark::State& state, int64_t rows, int64_t in, int64_t out,
   set_operations(state, 2 * rows * in * out);
 }
 
+// PowerMoE-3b's: 8 of 40 experts of 1536 → 512 → 1536, gated. Random tokens, hence random experts; several layers'
+// weights, so that no cache holds them. `whole`: with routing, activation and combining, else the two grouped matmuls.
+void experts(benchmark::State& state, int64_t tokens, DType dtype, bool whole) {
+  constexpr int64_t kWidth = 1536, kHidden = 512, kExperts = 40, kTop = 8, kLayers = 3, kDraws = 32;
+  const Router router{.routing = Routing::softmax_of_top, .top_k = kTop};
+  Context ctx = machine().ctx();
+  const Arena::Scope scope(ctx.arena);
+  const Tensor up = machine().tensor({2 * kHidden, kWidth}, 0.05f, 0, dtype);
+  const Tensor down = machine().tensor({kWidth, kHidden}, 0.05f, 0, dtype);
+  const auto packed = [&](const Tensor& rows) {
+    const Tensor memory = ctx.arena.alloc({packed_bytes(rows.shape, dtype)}, DType::u8);
+    return Param{"weight", pack_weight(ctx.threads, rows, memory.data), Packing::tiles};
+  };
+  std::vector<std::vector<Param>> ups(kLayers), downs(kLayers);
+  for (size_t layer = 0; layer < kLayers; ++layer) {
+    for (int64_t e = 0; e < kExperts; ++e) ups[layer].push_back(packed(up)), downs[layer].push_back(packed(down));
+  }
+  const Tensor h = machine().tensor({tokens, kWidth});
+  std::vector<Tensor> logits;
+  std::vector<Routes> routes;
+  int64_t read = 0;  // bytes of the weights that are wanted, over all draws
+  for (uint64_t draw = 0; draw < kDraws; ++draw) {
+    logits.push_back(ctx.arena.alloc({tokens, kExperts}, DType::f32));
+    for (int64_t i = 0; i < logits.back().size(); ++i) {
+      logits.back().ptr<float>()[i] = static_cast<float>(uniform(2 + draw, static_cast<uint64_t>(i), 0));
+    }
+    routes.push_back(route(ctx, logits.back(), router));
+    const int64_t* offsets = routes.back().offsets.ptr<int64_t>();
+    for (int64_t e = 0; e < kExperts; ++e) read += offsets[e + 1] > offsets[e] ? up.bytes() + down.bytes() : 0;
+  }
+  const Tensor x = expert_rows(ctx, h, routes.front()), v = machine().tensor({tokens * kTop, kHidden});
+  size_t next = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    const Arena::Scope step(ctx.arena);
+    const size_t draw = next % kDraws, layer = next % kLayers;
+    if (whole) {
+      const Routes r = route(ctx, logits[draw], router);
+      const Tensor u = grouped_matmul(ctx, expert_rows(ctx, h, r), ups[layer], r.offsets);
+      const Tensor y = grouped_matmul(ctx, activation(ctx, u, Activation::silu, true), downs[layer], r.offsets);
+      benchmark::DoNotOptimize(combine(ctx, y, r).data);
+    } else {
+      benchmark::DoNotOptimize(grouped_matmul(ctx, x, ups[layer], routes[draw].offsets).data);
+      benchmark::DoNotOptimize(grouped_matmul(ctx, v, downs[layer], routes[draw].offsets).data);
+    }
+    ++next;
+  }
+  set_bytes(state, read / kDraws);
+  set_operations(state, 2 * tokens * kTop * 3 * kHidden * kWidth);
+}
+
 Batch batch_of(const std::vector<int64_t>& lengths, bool with_slots) {
   Batch batch;
   const auto count = static_cast<int64_t>(lengths.size());
@@ -223,6 +278,44 @@ void conv(benchmark::State& state, const ModelSizes& m, int64_t sequences, int64
   set_operations(state, 2 * m.taps * tokens * m.conv_dim());
 }
 
+// `sequences` of `length` new tokens each after `past` of them. Caches rotate where they are what is streamed.
+void attend(benchmark::State& state, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t sequences,
+            int64_t length, int64_t past) {
+  Context ctx = machine().ctx();
+  const Arena::Scope scope(ctx.arena);
+  const int64_t width = kv_heads * head_dim, tokens = sequences * length;
+  const int64_t pages = (past + length + kPageTokens - 1) / kPageTokens;
+  const int64_t bytes = 2 * sequences * (past + length) * width * 4;
+  const int64_t copies = length == 1 ? 1 + (int64_t{256} << 20) / bytes : 1;
+  const Tensor qkv = machine().tensor({tokens, heads * head_dim + 2 * width});
+  AttentionInputs in;
+  in.q = qkv.columns(0, heads * head_dim);
+  in.k = qkv.columns(heads * head_dim, heads * head_dim + width);
+  in.v = qkv.columns(heads * head_dim + width, heads * head_dim + 2 * width);
+  in.heads = heads;
+  in.kv_heads = kv_heads;
+  in.scale = 0.125f;
+  Batch batch = batch_of(std::vector<int64_t>(static_cast<size_t>(sequences), length), true);
+  batch.past = ctx.arena.alloc({sequences}, DType::i64);
+  const Tensor table = ctx.arena.alloc({sequences, pages}, DType::i32);
+  for (int64_t s = 0; s < sequences; ++s) batch.past.ptr<int64_t>()[s] = past;
+  for (int64_t i = 0; i < table.size(); ++i) table.ptr<int32_t>()[i] = static_cast<int32_t>(i);
+  std::vector<KvCache> caches;
+  for (int64_t i = 0; i < copies; ++i) {
+    caches.push_back({machine().tensor({sequences * pages, kPageTokens, width}),
+                      machine().tensor({sequences * pages, kPageTokens, width}), table});
+  }
+  size_t next = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    const Arena::Scope step(ctx.arena);
+    benchmark::DoNotOptimize(attention(ctx, in, batch, caches[next]).data);
+    next = (next + 1) % caches.size();
+  }
+  if (length == 1) set_bytes(state, bytes);
+  // Two products for every pair of a token and one that it sees.
+  set_operations(state, 4 * sequences * heads * head_dim * (length * past + length * (length + 1) / 2));
+}
+
 void norm(benchmark::State& state, int64_t rows, int64_t width, bool gated) {
   Context ctx = machine().ctx();
   const Arena::Scope scope(ctx.arena);
@@ -249,6 +342,22 @@ void add_all() {
     for (const int64_t sequences : {1, 4, 16}) {
       add(concat("selective_scan/", m.name, "/step:", sequences),
           [=](benchmark::State& state) { selective(state, m, sequences, 1); });
+    }
+  }
+  const struct {
+    const char* name;
+    int64_t heads, kv_heads, head_dim;
+  } attentions[] = {{"32x64/kv:8", 32, 8, 64}, {"32x128/kv:8", 32, 8, 128}, {"24x64/kv:24", 24, 24, 64}};
+  for (const auto& a : attentions) {
+    for (const int64_t past : {0, 256, 4096, 32768}) {
+      add(concat("attention/", a.name, "/step/past:", past),
+          [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 1, 1, past); });
+    }
+    add(concat("attention/", a.name, "/steps:16/past:1024"),
+        [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 16, 1, 1024); });
+    for (const int64_t length : {64, 512, 2048}) {
+      add(concat("attention/", a.name, "/prefill:", length),
+          [=](benchmark::State& state) { attend(state, a.heads, a.kv_heads, a.head_dim, 1, length, 0); });
     }
   }
   for (const ModelSizes& m : kModels) {
@@ -284,6 +393,12 @@ void add_all() {
       add(concat("gated_rms_norm/", m.name, "/rows:", rows),
           [=](benchmark::State& state) { norm(state, rows, m.d_inner(), true); });
     }
+  }
+  for (const int64_t tokens : {1, 8, 64, 512}) {
+    add(concat("grouped_matmul/powermoe-3b/bf16/tokens:", tokens),
+        [=](benchmark::State& state) { experts(state, tokens, DType::bf16, false); });
+    add(concat("moe/powermoe-3b/bf16/tokens:", tokens),
+        [=](benchmark::State& state) { experts(state, tokens, DType::bf16, true); });
   }
 }
 

@@ -65,6 +65,19 @@ def config_seeds():
     yield json.dumps(small).encode()
 
 
+def template_seeds():
+    folder = ROOT / "tests/data/templates"
+    for path in sorted(folder.glob("*.jinja")):
+        yield path.read_bytes()
+    for case in json.loads((folder / "snippets.json").read_text())["cases"][::4]:
+        yield case["template"].encode()
+
+
+def sentencepiece_seeds():
+    for path in sorted((ROOT / "tests/data/sentencepiece").glob("*.model")):
+        yield path.read_bytes()
+
+
 def byte_letters():
     """The letters that stand for bytes in a byte-level vocabulary, by byte."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -123,9 +136,16 @@ def tokenizer_seeds():
             {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})
 
 
+def torch_file_seeds():
+    for path in sorted(ROOT.glob("tests/data/torch/*.bin")):
+        if path.stat().st_size < 8192:  # those of torch itself are larger, and no different
+            yield path.read_bytes()
+
+
 def main():
     for target, seeds in (("config", config_seeds), ("json", json_seeds), ("safetensors", safetensors_seeds),
-                          ("state", state_seeds), ("tokenizer", tokenizer_seeds)):
+                          ("sentencepiece", sentencepiece_seeds), ("state", state_seeds), ("template", template_seeds),
+                          ("tokenizer", tokenizer_seeds), ("torch_file", torch_file_seeds)):
         folder = pathlib.Path(sys.argv[1]) / target
         folder.mkdir(parents=True, exist_ok=True)
         for i, seed in enumerate(seeds()):

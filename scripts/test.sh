@@ -102,7 +102,7 @@ if ! ((fast)); then
   if step "address and undefined-behaviour sanitizer build" scripts/build.sh asan; then
     # Time and memory are the release run's business, and so is what the command computes; its bad inputs are not.
     run_tests "address and undefined-behaviour sanitizer tests" asan \
-      --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|infer\.Storyteller|model\.Properties|install\.|cli\.(Bench|Generate|Score|States))'
+      --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|infer\.Storyteller|model\.Properties|install\.|cli\.(Bench|Chat|Generate|Score|States))'
   fi
 
   # Address-space randomization beyond what gcc 12's runtime expects ends its programs at start.
@@ -127,10 +127,11 @@ if ((fuzz)); then
 fi
 if ((dev)); then
   if ! [[ -d ../shared ]]; then
-    echo "== comparison with the tokenizers package"
+    echo "== comparisons with the tokenizers and sentencepiece packages"
     skipped "no ../shared data"
-  elif step "venv with the tokenizers package" bash -c 'python3 -m venv build/venv && build/venv/bin/pip install --quiet tokenizers'; then
+  elif step "venv with the tokenizers and sentencepiece packages" bash -c 'python3 -m venv build/venv && build/venv/bin/pip install --quiet tokenizers sentencepiece'; then
     step "comparison with the tokenizers package" build/venv/bin/python tests/python/test_tokenizer.py --elapid build/release/elapid || true
+    step "comparison with the sentencepiece package" build/venv/bin/python tests/python/test_sentencepiece.py --elapid build/release/elapid || true
   fi
 fi
 

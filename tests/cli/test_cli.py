@@ -6,7 +6,9 @@
 import json
 import math
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -261,14 +263,44 @@ class BadInput(CliTest):
             self.refused("generate", *model, b"abc\xed\xa0\x80".decode(errors="surrogateescape"), says="offset 3")
             self.refused("generate", *model, "--prompt-file", self.folder / "none", says="none")
             self.refused("generate", *model, "--prompt-file", self.folder)
-            self.refused("generate", *model, "--prompt-ids", "1 2 x", says="got x")
-            self.refused("generate", *model, "--prompt-ids", "1 -2", says="got -2")
-            self.refused("generate", *model, "--prompt-ids", "99999999999", says="got 99999999999")
+            self.refused("generate", *model, "--prompt-ids", "1 2 x", code=2, says="got x")
+            self.refused("generate", *model, "--prompt-ids", "1 -2", code=2, says="got -2")
+            self.refused("generate", *model, "--prompt-ids", "99999999999", code=2, says="got 99999999999")
             self.refused("generate", *model, "one", "--prompt-ids", "1", code=2, says="got 2")
         self.refused("generate", "--model", TINY, "--prompt-ids", "3 96", says="got 96")
         self.refused("generate", "--model", TINY, "Hello", says="tokenizer.json")
         self.refused("generate", "--model", self.folder / "none", "--prompt-ids", "3", says="none")
         self.refused("generate", "--model", empty, "--prompt-ids", "3", says="empty")
+
+    def test_folders(self):
+        loop = self.folder / "loop"
+        loop.symlink_to(loop)
+        for path in (loop, self.folder / "typo", STORYTELLER / "config.json", "a" * 5000):
+            for command in (("generate", "hi"), ("score",), ("inspect",), ("tokenize",), ("convert", "--output", self.folder / "o")):
+                with self.subTest(command=command[0], path=str(path)[:60]):
+                    self.refused(*command, "--model", path, stdin=b"some text", says="--model: must be a folder", code=1)
+        self.refused("generate", "hi", "--save-state", loop / "state", says="--save-state")
+
+    def test_a_machine_without_more_threads(self):
+        # Each thread reserves its stack; the limit leaves room for few.
+        limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
+                   "--threads", "1000"]
+        done = subprocess.run(limited, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"\Aelapid: [^\n]+\n\Z")
+
+    def test_a_penalty_that_no_logit_survives(self):
+        self.refused("generate", "the old man said that he", "--model", STORYTELLER, "--repetition-penalty", "5e-324",
+                     says=("repetition penalty", "4.94066e-324"))
+
+    def test_a_model_of_nan_scores_nothing(self):
+        model = self.model_copy(STORYTELLER)
+        path = next(p for p in model.glob("*.safetensors") if "backbone.norm_f.weight" in read_header(p)[0])
+        header, data = read_header(path)
+        begin, end = header["backbone.norm_f.weight"]["data_offsets"]
+        size = {"F32": 4, "BF16": 2}[header["backbone.norm_f.weight"]["dtype"]]
+        write_raw(path, header, data[:begin] + b"\xff" * size + data[begin + size:])
+        self.refused("score", "--model", model, stdin=b"Once upon a time", says=("finite", "nan"))
 
     def test_flags(self):
         for flag, values in {
@@ -636,10 +668,135 @@ class Tokenize(CliTest):
         ids = " ".join(map(str, got["ids"])).encode()
         self.assertEqual(self.json(*self.tokenize, "--decode", stdin=ids)["text"], "Hello world\n")
 
+    def test_several_files(self):
+        texts = ["One\ntwo\n", "", "Three"]
+        names = []
+        for number, text in enumerate(texts):
+            path = self.folder / str(number)
+            path.write_text(text)
+            names += ["--file", path]
+        lines = self.out(*self.tokenize, *names).splitlines()
+        self.assertEqual(len(lines), 3)
+        for line, name in zip(lines, names[1::2]):
+            self.assertEqual(line + b"\n", self.out(*self.tokenize, "--file", name))
+        objects = self.out(*self.tokenize, *names, "--json").splitlines()
+        self.assertEqual([json.loads(each)["ids"] for each in objects], [list(map(int, line.split())) for line in lines])
+
+    def test_sentencepiece(self):
+        model = DATA / "sentencepiece" / "bytes.model"
+        golden = json.loads((DATA / "sentencepiece" / "cases.json").read_text())["bytes"]
+        lines = [(text, ids) for text, ids in golden["encode"] if "\n" not in text and "\r" not in text]
+        stdin = "".join(text + "\n" for text, _ in lines).encode()
+        got = self.out("tokenize", "--tokenizer", model, "--no-special", stdin=stdin).decode().split("\n")
+        self.assertEqual([list(map(int, line.split())) for line in got[:-1]], [ids for _, ids in lines])
+        got = self.out("tokenize", "--tokenizer", model, "--decode", stdin=" ".join(map(str, lines[-1][1])).encode() + b"\n")
+        self.assertEqual(got.decode(), lines[-1][0] + "\n")
+
+    def test_a_folder_without_a_tokenizer_says_what_it_needs(self):
+        model = self.model_copy(STORYTELLER)
+        (model / "tokenizer.json").unlink()
+        self.refused("tokenize", "--model", model, stdin=b"a\n", says=("tokenizer.model", "--tokenizer", "gpt-neox-20b"))
+
     def test_model_and_tokenizer_flags_name_the_same(self):
         want = self.out(*self.tokenize, stdin=b"Hello")
         self.assertEqual(self.out("tokenize", "--model", STORYTELLER, stdin=b"Hello"), want)
         self.assertEqual(self.out("tokenize", "--tokenizer", STORYTELLER / "tokenizer.json", stdin=b"Hello"), want)
+
+
+class Chat(CliTest):
+    TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    FLAGS = ("--greedy", "--ignore-eos", "--max-new-tokens", "12")
+
+    def setUp(self):
+        super().setUp()
+        self.model = self.model_copy(STORYTELLER)
+        self.write_template(self.TEMPLATE)
+
+    def write_template(self, text):
+        (self.model / "chat_template.jinja").write_text(text)
+
+    def chat(self, *lines, flags=()):
+        """The answers, what each prefill took, and standard error."""
+        done = run("chat", "--model", self.model, *self.FLAGS, *flags, stdin="".join(line + "\n" for line in lines).encode())
+        stderr = done.stderr.decode()
+        self.assertEqual(done.returncode, 0, stderr)
+        prefills = [int(line.split()[1]) for line in stderr.splitlines() if line.startswith("prefill ")]
+        return done.stdout.decode(), prefills, stderr
+
+    def count(self, text):
+        path = self.folder / "text"
+        path.write_text(text)
+        return len(self.out("tokenize", "--model", self.model, "--no-special", "--file", path).split())
+
+    def test_later_turns_read_only_what_is_new(self):
+        out, prefills, _ = self.chat("Tell me of the sea", "And of the wind?", flags=("--system", "Be kind."))
+        first = "system:Be kind.\nuser:Tell me of the sea\nassistant:"
+        # The last token of the first answer, then the rest.
+        self.assertEqual(prefills, [self.count(first), 1 + self.count("\nuser:And of the wind?\nassistant:")])
+        want = self.out("generate", "--model", self.model, *self.FLAGS, "--no-special", stdin=first.encode()).decode()
+        self.assertTrue(out.startswith(want), out)
+        # What was kept is what reading everything again would have made.
+        answer = want[:-1]
+        whole = first + answer + "\nuser:And of the wind?\nassistant:"
+        again = self.out("generate", "--model", self.model, *self.FLAGS, "--no-special", stdin=whole.encode()).decode()
+        self.assertEqual(out, want + again)
+
+    def test_save_and_load(self):
+        state = self.folder / "state"
+        out, _, _ = self.chat("One day", f"/save {state}", "And then?")
+        resumed, prefills, _ = self.chat(f"/load {state}", "And then?")
+        self.assertTrue(out.endswith(resumed) and resumed, (out, resumed))
+        self.assertEqual(prefills, [1 + self.count("\nuser:And then?\nassistant:")])
+        (self.folder / "state.chat.json").write_text("[]")
+        done = run("chat", "--model", self.model, stdin=f"/load {state}\n".encode())
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"state.chat.json", done.stderr)
+
+    def test_fork_and_reset(self):
+        once, _, _ = self.chat("One day", "And then?")
+        out, _, stderr = self.chat("One day", "/fork", "Why?", "/fork 1", "And then?")
+        self.assertIn("/fork 1", stderr)
+        first, rest = once[:once.index("\n", 1) + 1], None
+        self.assertTrue(out.startswith(first))
+        self.assertTrue(out.endswith(once[len(first):]))
+        self.assertNotEqual(out, once)
+        twice, prefills, _ = self.chat("One day", "/reset", "One day", "/quit", "never read")
+        self.assertEqual(len(prefills), 2)
+        self.assertEqual(prefills[0], prefills[1])
+        self.assertEqual(twice[:len(twice) // 2], twice[len(twice) // 2:])
+
+    def test_a_template_that_changes_the_past(self):
+        self.write_template(self.TEMPLATE.replace("m.content", "('' if m.role == 'assistant' and not loop.last else m.content)"))
+        _, prefills, stderr = self.chat("One", "Two", "Three")
+        self.assertEqual(stderr.count("reading it again"), 1)
+        # From the last question on: its answer is gone, and the next question is new.
+        self.assertEqual(prefills[1], self.count("assistant:\nuser:Two\nassistant:"))
+        self.assertEqual(prefills[2], self.count("assistant:\nuser:Three\nassistant:"))
+
+    def test_what_is_refused(self):
+        for line, says in (("/nothing", "/quit"), ("/save", "/save F"), ("/fork x", "number"), ("/fork 7", "kept"),
+                           (f"/save {self.folder / 'x'}", "answer"), (f"/load {self.folder / 'none'}", "none")):
+            self.refused("chat", "--model", self.model, stdin=(line + "\n").encode(), says=says)
+        self.refused("chat", "--model", self.model, "--stop", "", code=2, says="--stop")
+        self.write_template("{{ raise_exception('no way') }}")
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says=("chat_template.jinja line 1", "no way"))
+        self.write_template("{% if %}")
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says="chat_template.jinja line 1")
+        (self.model / "chat_template.jinja").unlink()
+        self.refused("chat", "--model", self.model, stdin=b"Hi\n", says="must have a chat template")
+
+    def test_ctrl_c_ends_the_answer_alone(self):
+        command = [ELAPID, "chat", "--model", self.model, "--greedy", "--ignore-eos", "--max-new-tokens", "1000000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            for line in (b"One\n", b"Two\n"):
+                process.stdin.write(line)
+                process.stdin.flush()
+                self.assertTrue(process.stdout.read(1))
+                process.send_signal(signal.SIGINT)
+                while process.stderr.readline()[:7] != b"prefill":
+                    self.assertIsNone(process.poll())
+            process.stdin.close()
+            self.assertEqual(process.wait(60), 0)
 
 
 class Score(CliTest):
@@ -672,12 +829,34 @@ class Score(CliTest):
 
 
 class Memory(CliTest):
-    def test_a_ten_times_longer_text_takes_no_more(self):
-        text = HOUND.read_bytes()
-        long = self.folder / "long"
+    def small_model(self):
+        """A model of the storyteller's vocabulary that reads a book in a second."""
+        width, vocab = 16, 4096
+        config = {"model_type": "mamba2", "vocab_size": vocab, "hidden_size": width, "state_size": 8, "num_heads": 2,
+                  "head_dim": 16, "n_groups": 1, "num_hidden_layers": 1, "tie_word_embeddings": True}
+        rng = random.Random(1)
+        arrays = {}
+        for name, shape in {"embeddings.weight": [vocab, width], "norm_f.weight": [width], "layers.0.norm.weight": [width],
+                            "layers.0.mixer.A_log": [2], "layers.0.mixer.D": [2], "layers.0.mixer.dt_bias": [2],
+                            "layers.0.mixer.conv1d.weight": [48, 1, 4], "layers.0.mixer.conv1d.bias": [48],
+                            "layers.0.mixer.in_proj.weight": [82, width], "layers.0.mixer.norm.weight": [32],
+                            "layers.0.mixer.out_proj.weight": [width, 32]}.items():
+            arrays["backbone." + name] = Array("F32", shape, [rng.uniform(-1, 1) for _ in range(math.prod(shape))])
+        model = self.folder / "small"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(config))
+        shutil.copyfile(STORYTELLER / "tokenizer.json", model / "tokenizer.json")
+        write_safetensors(model / "model.safetensors", arrays)
+        return model
+
+    def test_a_ten_times_longer_book_takes_no_more(self):
+        book, long = self.folder / "book", self.folder / "long"
+        text = HOUND.read_bytes() * 15  # the length of a short novel
+        book.write_bytes(text)
         long.write_bytes(text * 10)
-        score = ("score", "--model", STORYTELLER, "--file")
-        once, ten = self.json(*score, HOUND), self.json(*score, long)
+        score = ("score", "--model", self.small_model(), "--file")
+        once, ten = self.json(*score, book), self.json(*score, long)
+        self.assertGreater(ten["tokens"], 450_000)
         self.assertGreater(ten["tokens"], 9 * once["tokens"])
         self.assertLess(abs(ten["peak_rss_mib"] - once["peak_rss_mib"]), 8)
 

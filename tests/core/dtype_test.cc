@@ -1,5 +1,6 @@
 #include "elapid/core/dtype.h"
 
+#include <bit>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
@@ -61,9 +62,30 @@ TEST(DType, RoundingToBFloat16IsToNearestEven) {
   EXPECT_EQ(to_bf16(std::numeric_limits<float>::max()).bits, 0x7f80) << "beyond the largest is infinity";
 }
 
+TEST(DType, RoundingToFloat16IsToNearestEven) {
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const Float16 low{static_cast<uint16_t>(bits)}, high{static_cast<uint16_t>(bits + 1)};
+    EXPECT_EQ(to_f16(to_float(low)).bits, low.bits);
+    EXPECT_EQ(to_f16(-to_float(low)).bits, low.bits | 0x8000u);
+    // Halfway to the next, which for the largest would be 2¹⁶.
+    const double next = bits == 0x7bff ? 65536 : double{to_float(high)};
+    const auto middle = static_cast<float>((double{to_float(low)} + next) / 2);
+    EXPECT_EQ(to_f16(middle).bits, bits % 2 == 0 ? low.bits : high.bits) << bits;
+    EXPECT_EQ(to_f16(std::nextafter(middle, 0.0f)).bits, low.bits) << bits;
+    EXPECT_EQ(to_f16(std::nextafter(middle, 1e30f)).bits, high.bits) << bits;
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(to_f16(infinity).bits, 0x7c00);
+  EXPECT_EQ(to_f16(-infinity).bits, 0xfc00);
+  EXPECT_EQ(to_f16(1e30f).bits, 0x7c00);
+  EXPECT_EQ(to_f16(-0.0f).bits, 0x8000);
+  EXPECT_EQ(to_f16(1e-30f).bits, 0);
+}
+
 TEST(DType, NanStaysNanWhateverItsPayload) {
   for (const uint32_t bits : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0x7fc00000u, 0x7f80ffffu}) {
     EXPECT_TRUE(std::isnan(to_float(to_bf16(std::bit_cast<float>(bits))))) << bits;
+    EXPECT_TRUE(std::isnan(to_float(to_f16(std::bit_cast<float>(bits))))) << bits;
   }
 }
 

@@ -236,7 +236,10 @@ TEST_P(GreedyConformance, IdsAreThoseOfTransformers) {
   const fs::path folder = case_folder(GetParam());
   const Safetensors want = Safetensors::open(folder / "expected.safetensors");
   const Json meta = read_json(folder / "meta.json");
-  ASSERT_TRUE(want.contains("greedy.output_ids"));
+  if (!want.contains("greedy.output_ids")) {
+    EXPECT_TRUE(meta["failed_stages"].dump().find("greedy") != std::string::npos) << "the reference has no reason";
+    return;
+  }
   const std::vector<TokenId> prompt = ids_of(want.at("greedy.input_ids")),
                              output = ids_of(want.at("greedy.output_ids"));
   const double tolerance = std::max(1e-5, 20 * meta["fp32_vs_fp64"]["logits"].get<double>());
@@ -246,19 +249,23 @@ TEST_P(GreedyConformance, IdsAreThoseOfTransformers) {
   GenerateOptions options;
   options.sampling.temperature = 0;
   options.max_new_tokens = std::ssize(output) - std::ssize(prompt);
+  options.vocab_limit = model->config().tokens;
   const std::vector<TokenId> got = generate(engine, prompt, options).sequences[0].ids;
   ASSERT_EQ(std::ssize(got), options.max_new_tokens);
-  if (!meta["greedy"]["equals_full_forward_argmax"].get<bool>()) return;  // transformers' own steps are wrong there
+  if (meta.contains("greedy") && meta["greedy"].value("equals_full_forward_argmax", true) == false) {
+    return;  // the reference's own steps are wrong there
+  }
   for (size_t i = 0; i < got.size(); ++i) {
-    float margin;
-    std::memcpy(&margin, static_cast<const char*>(want.at("greedy.margins").data) + i * sizeof margin, sizeof margin);
+    float margin = std::numeric_limits<float>::infinity();
+    if (want.contains("greedy.margins"))
+      std::memcpy(&margin, static_cast<const char*>(want.at("greedy.margins").data) + i * sizeof margin, sizeof margin);
     if (margin <= 2 * tolerance) return;
     ASSERT_EQ(got[i], output[prompt.size() + i]) << "token " << i;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Mamba2, GreedyConformance, ::testing::ValuesIn(mamba2_cases()),
-                         [](const auto& instance) { return instance.param; });
+INSTANTIATE_TEST_SUITE_P(Cases, GreedyConformance, ::testing::ValuesIn(conformance_cases()),
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 }  // namespace elapid::testing

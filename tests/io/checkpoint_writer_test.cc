@@ -11,6 +11,8 @@
 #include <map>
 #include <set>
 #include <string>
+#include <sys/inotify.h>
+#include <unistd.h>
 #include <vector>
 
 namespace elapid {
@@ -170,6 +172,27 @@ TEST_F(Writer, LeavesNothingWhenNamesCannotBeGiven) {
     expect_error([&] { writer.commit(); }, {"model.safetensors.index.json", "must be writable"});
   }
   EXPECT_EQ(names_in(folder_), (std::set<std::string>{"model.safetensors.index.json"}));
+}
+
+TEST_F(Writer, WhatLoadersLookForAppearsLast) {
+  CheckpointWriter writer(folder_);
+  writer.write_file("config.json", "{}");
+  writer.write_tensors(infos_, producer(), 120);
+  writer.write_file("tokenizer.json", "{}");
+  const int watch = ::inotify_init1(IN_NONBLOCK);
+  ASSERT_GE(::inotify_add_watch(watch, folder_.c_str(), IN_MOVED_TO), 0);
+  writer.commit();
+  alignas(inotify_event) char events[4096];
+  const ssize_t size = ::read(watch, events, sizeof(events));
+  ::close(watch);
+  std::vector<std::string> names;
+  for (ssize_t at = 0; at < size;) {
+    const auto* const event = reinterpret_cast<const inotify_event*>(events + at);
+    names.emplace_back(event->name);
+    at += static_cast<ssize_t>(sizeof(inotify_event) + event->len);
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+                                             "tokenizer.json", "config.json", "model.safetensors.index.json"}));
 }
 
 TEST_F(Writer, RefusesFoldersWithFiles) {

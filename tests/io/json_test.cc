@@ -210,5 +210,21 @@ TEST(Quote, KeepsForeignTextOnOneShortLine) {
   EXPECT_EQ(quote(std::string(1000, 'x')), "\"" + std::string(80, 'x') + "\"…");
 }
 
+TEST(OrderedJson, KeepsTheOrderOfKeys) {
+  const std::string text = R"({"z":1,"a":{"y":[1.5,{"c":null,"b":true}],"x":"é"}})";
+  EXPECT_EQ(parse_ordered_json(text, "text").dump(), text);
+  EXPECT_EQ(parse_ordered_json("[Infinity]", "text")[0].dump(), R"({"__float__":"Infinity"})");
+}
+
+TEST(OrderedJson, RefusesWhatJsonRefuses) {
+  for (const char* const text : {R"({"a":1,"b":2,"a":3})", "{} x", "[1e999]", "[", "\"\\ud800\"", ""}) {
+    EXPECT_THROW((void)parse_ordered_json(text, "text"), Error) << text;
+  }
+  // In time, too: looking keys up one after another would take minutes.
+  std::string many = "{\"k\":0";
+  for (int i = 0; i < 200'000; ++i) many += ",\"" + std::to_string(i) + "\":0";
+  EXPECT_EQ(parse_ordered_json(many + "}", "text").size(), 200'001u);
+}
+
 }  // namespace
 }  // namespace elapid

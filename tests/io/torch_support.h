@@ -19,7 +19,7 @@ std::string bytes_of_number(T value) {
 // ---- Pickle operations.
 
 inline std::string pickled(std::string_view text) {
-  return "X" + bytes_of_number(static_cast<uint32_t>(text.size())) + std::string(text);
+  return std::string("X") + bytes_of_number(static_cast<uint32_t>(text.size())) + std::string(text);
 }
 inline std::string pickled(int64_t value) { return std::string("\x8a\x08", 2) + bytes_of_number(value); }
 inline std::string pickled_tuple(std::initializer_list<int64_t> values) {
@@ -28,11 +28,11 @@ inline std::string pickled_tuple(std::initializer_list<int64_t> values) {
   return text + "t";
 }
 inline std::string pickled_global(std::string_view module, std::string_view name) {
-  return "c" + std::string(module) + "\n" + std::string(name) + "\n";
+  return std::string("c") + std::string(module) + "\n" + std::string(name) + "\n";
 }
 inline std::string pickled_storage(std::string_view key, std::string_view kind, int64_t count,
                                    const std::string& rest = "") {
-  return "(" + pickled("storage") + pickled_global("torch", std::string(kind) + "Storage") + pickled(key) +
+  return std::string("(") + pickled("storage") + pickled_global("torch", std::string(kind) + "Storage") + pickled(key) +
          pickled("cpu") + pickled(count) + rest + "tQ";
 }
 inline std::string pickled_tensor(const std::string& storage, int64_t offset, std::initializer_list<int64_t> shape,

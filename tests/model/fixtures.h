@@ -9,6 +9,7 @@
 #include "elapid/model/model.h"
 #include "elapid/state/pool.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -23,10 +24,22 @@ inline fs::path data_folder() { return fs::path(ELAPID_SOURCE_DIR) / "tests" / "
 inline fs::path case_folder(const std::string& name) { return data_folder() / "conformance" / name; }
 inline fs::path storyteller_folder() { return fs::path(ELAPID_SOURCE_DIR) / "models" / "storyteller"; }
 
-inline const std::vector<std::string>& mamba2_cases() {
-  static const std::vector<std::string> names = {"mamba2_bias",    "mamba2_chunk_a", "mamba2_chunk_b", "mamba2_default",
-                                                 "mamba2_dtlimit", "mamba2_expand",  "mamba2_groups"};
+// Every conformance case: "mamba2_bias", "state_spaces/ss_mamba1", …
+inline std::vector<std::string> conformance_cases() {
+  const fs::path root = data_folder() / "conformance";
+  std::vector<std::string> names;
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    const fs::path folder = entry.path().parent_path();
+    if (entry.path().filename() == "meta.json" && folder.filename() != "ops") {
+      names.push_back(folder.lexically_relative(root).string());
+    }
+  }
+  std::sort(names.begin(), names.end());
   return names;
+}
+// Its part behind the slash: test names have none.
+inline std::string test_name(const std::string& conformance_case) {
+  return conformance_case.substr(conformance_case.find('/') + 1);
 }
 
 // A folder of its own, removed at the end.
@@ -69,18 +82,21 @@ struct Sequence {
 inline std::vector<float> run(const Model& model, Context& ctx, const std::vector<Sequence>& sequences,
                               StatePool* states = nullptr, std::vector<std::vector<float>>* residuals = nullptr) {
   std::vector<TokenId> tokens;
-  std::vector<int64_t> offsets = {0}, slots, outputs;
+  std::vector<int64_t> offsets = {0}, slots, outputs, past;
   for (const Sequence& s : sequences) {
     tokens.insert(tokens.end(), s.tokens.begin(), s.tokens.end());
     offsets.push_back(static_cast<int64_t>(tokens.size()));
     slots.push_back(s.slot);
+    past.push_back(s.slot == kNoSlot ? 0 : states->length(s.slot));
+    if (s.slot != kNoSlot) states->extend(s.slot, static_cast<int64_t>(s.tokens.size()));
   }
   for (size_t i = 0; i < tokens.size(); ++i) outputs.push_back(static_cast<int64_t>(i));
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
   const Batch batch{.tokens = Tensor(tokens.data(), DType::i32, {size(tokens)}),
                     .offsets = Tensor(offsets.data(), DType::i64, {size(offsets)}),
                     .slots = Tensor(slots.data(), DType::i64, {size(slots)}),
-                    .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)})};
+                    .outputs = Tensor(outputs.data(), DType::i64, {size(outputs)}),
+                    .past = Tensor(past.data(), DType::i64, {size(past)})};
   Observer observer;
   observer.residual = [&](int64_t, const Tensor& x) {
     residuals->emplace_back(x.ptr<float>(), x.ptr<float>() + x.size());
@@ -88,6 +104,9 @@ inline std::vector<float> run(const Model& model, Context& ctx, const std::vecto
   const Arena::Scope scope(ctx.arena);
   const Pass pass{.batch = batch, .states = states, .observer = residuals == nullptr ? nullptr : &observer};
   const Tensor logits = model.logits(ctx, model.hidden(ctx, pass));
+  for (const Sequence& s : sequences) {
+    if (s.slot != kNoSlot) states->advance(s.slot, static_cast<int64_t>(s.tokens.size()));
+  }
   return {logits.ptr<float>(), logits.ptr<float>() + logits.size()};
 }
 

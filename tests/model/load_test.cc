@@ -2,6 +2,7 @@
 
 #include "elapid/io/checkpoint.h"
 #include "elapid/model/families/family.h"
+#include "tests/io/torch_support.h"
 #include "tests/model/fixtures.h"
 
 #include <cmath>
@@ -167,6 +168,37 @@ TEST_F(LoadTest, ShardsEqualOneFile) {
   }
   write_text(sharded.path() / "model.safetensors.index.json", Json{{"weight_map", map}}.dump());
   EXPECT_EQ(logits(sharded.path()), logits(folder_.path()));
+}
+
+TEST_F(LoadTest, TorchFilesEqualSafetensors) {
+  Checkpoint checkpoint("mamba2_default");
+  checkpoint.write(folder_.path());
+  // Matrices are stored the other way round: what is loaded are copies of strided views, the embedding table too.
+  std::string entries;
+  std::vector<std::string> storages;
+  for (const NamedTensor& named : checkpoint.tensors) {
+    const Tensor& t = named.tensor;
+    std::string data(static_cast<const char*>(t.data), static_cast<size_t>(t.bytes()));
+    std::string shape = "(", strides = "(";
+    for (int i = 0; i < t.shape.rank; ++i) {
+      shape += pickled(t.shape[i]);
+      strides += pickled(t.shape.rank == 2 ? (i == 0 ? 1 : t.shape[0]) : t.strides[i]);
+    }
+    for (int64_t i = 0; t.shape.rank == 2 && i < t.size(); ++i) {
+      const int64_t row = i / t.shape[1], column = i % t.shape[1];
+      std::memcpy(data.data() + 4 * (column * t.shape[0] + row), t.ptr<float>() + i, 4);
+    }
+    entries += pickled(named.name) + pickled_global("torch._utils", "_rebuild_tensor_v2") + "(" +
+               pickled_storage(std::to_string(storages.size()), "Float", t.size()) + pickled(int64_t{0}) + shape + "t" +
+               strides + "t\x89}tR";
+    storages.push_back(std::move(data));
+  }
+  TemporaryFolder torch;
+  write_text(torch.path() / "config.json", checkpoint.config.dump());
+  write_text(torch.path() / "pytorch_model.bin", torch_zip(pickle(pickled_dict(entries)), storages).str());
+  EXPECT_EQ(logits(torch.path()), logits(folder_.path()));
+  EXPECT_EQ(load_model(torch.path(), threads_)->state_spec()->fingerprint(),
+            load_model(folder_.path(), threads_)->state_spec()->fingerprint());
 }
 
 TEST_F(LoadTest, FingerprintFollowsWeightsAndMathematicsOnly) {

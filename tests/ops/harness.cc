@@ -158,6 +158,7 @@ Batch Workbench::batch(const reference::Sequences& sequences) {
   Batch batch;
   batch.offsets = integers(sequences.offsets);
   batch.slots = integers(sequences.slots);
+  if (!sequences.past.empty()) batch.past = integers(sequences.past);
   return batch;
 }
 
@@ -376,7 +377,7 @@ reference::Sequences sequences_of(const Ragged& ragged) {
 }
 
 reference::Sequences alone(const reference::Sequences& all, int64_t s) {
-  return {{0, all.end(s) - all.begin(s)}, {all.slot(s)}};
+  return {{0, all.end(s) - all.begin(s)}, {all.slot(s)}, {all.past_of(s)}};
 }
 
 }  // namespace elapid::testing

@@ -310,6 +310,19 @@ TEST(Combine, TokenIsTheSameAloneAndNanStaysInIt) {
   });
 }
 
+TEST(Combine, AddsInOrderOfRank) {
+  Workbench bench(10);
+  Routes r;
+  r.weights = bench.floats({1, 1, 1}).reshape({1, 3});
+  r.rows = bench.integers({2, 0, 1}).reshape({1, 3});
+  const Tensor x = bench.floats({1e8f, -1e8f, 1}).reshape({3, 1});  // (1 + 10⁸) − 10⁸ is 0, other orders give 1
+  for_each_isa([&](Isa) {
+    Lab lab;
+    Context ctx = lab.ctx();
+    EXPECT_EQ(combine(ctx, x, r).ptr<float>()[0], 0.0f);
+  });
+}
+
 TEST(Combine, OperandsThatDoNotFitAreErrors) {
   Workbench bench(9);
   Lab lab;

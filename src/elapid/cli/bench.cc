@@ -74,7 +74,8 @@ void run(const Options& o) {
   const std::string name = o.config ? *o.config : o.model.folder().string();
   const auto threads = o.model.start_threads();
   const Stopwatch load;
-  const auto model = config ? random_model(*config, *threads) : load_model(name, *threads);
+  const auto model =
+      config ? random_model(*config, *threads) : load_model(name, *threads, {.gated_norm = o.model.gated_norm});
   const double load_seconds = load.seconds();
   Engine engine(*model, *threads, {.slots = o.batch, .chunk = o.chunk, .batch = std::max(o.chunk, o.batch)});
 

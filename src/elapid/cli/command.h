@@ -11,6 +11,9 @@ namespace elapid::cli {
 using Run = std::function<void()>;
 
 Run prepare_bench(Flags& flags);
+Run prepare_chat(Flags& flags);
+Run prepare_convert(Flags& flags);
+Run prepare_eval(Flags& flags);
 Run prepare_forward(Flags& flags);
 Run prepare_generate(Flags& flags);
 Run prepare_inspect(Flags& flags);

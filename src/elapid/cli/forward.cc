@@ -4,11 +4,13 @@
 #include "elapid/infer/engine.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/ops/cross_entropy/cross_entropy.h"
+#include "elapid/ops/moe/aux_loss.h"
 
 #include <algorithm>
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <map>
 #include <optional>
 
 namespace elapid::cli {
@@ -182,7 +184,7 @@ class Forward {
     const Tensor logits = add_rows("logits", config_.vocab), last = add_rows("last_hidden_state", config_.d_model);
     std::vector<Tensor> hidden;
     if (options_.hidden_states) {
-      for (size_t i = 0; i <= config_.blocks.size(); ++i) {
+      for (int64_t i = 0; i <= config_.layers(); ++i) {
         hidden.push_back(add_rows(concat("hidden_states.", i), config_.d_model));
       }
     }
@@ -223,33 +225,79 @@ class Forward {
         put(hidden.at(static_cast<size_t>(layer)), piece, residual);
       };
     }
+    std::map<int64_t, Tensor> routers, attentions;  // by layer, made when the first piece comes
+    std::optional<AuxLoss> aux_loss;
+    if (options_.router_logits) {
+      visitor.router_logits = [&](const Piece& piece, int64_t layer, const Tensor& l) {
+        Tensor& target = routers[layer];
+        if (!target) {
+          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * inputs_.length, l.cols()});
+        }
+        put(target, piece, l);
+        if (!aux_loss) aux_loss.emplace(l.cols(), top_k());
+        aux_loss->add(l);
+      };
+    }
+    if (options_.attentions) {
+      visitor.attentions = [&](const Piece& piece, int64_t layer, const Tensor& weights) {
+        Tensor& target = attentions[layer];
+        const int64_t heads = weights.shape[0], length = inputs_.length;
+        if (!target) target = outputs_.add(concat("attentions.", layer), {inputs_.batch, heads, length, length});
+        const int64_t r = rows[static_cast<size_t>(piece.input)];
+        const std::vector<int64_t>& positions = inputs_.rows[static_cast<size_t>(r)].positions;
+        for (int64_t h = 0; h < heads; ++h) {
+          for (int64_t i = 0; i < piece.count; ++i) {
+            const float* from = weights.row<float>(h * piece.count + i);
+            float* to = target.row<float>((r * heads + h) * length + positions[static_cast<size_t>(piece.first + i)]);
+            for (int64_t j = 0; j <= piece.first + i; ++j) to[positions[static_cast<size_t>(j)]] = from[j];
+          }
+        }
+      };
+    }
     engine_.all_logits(inputs, visitor);
+    if (aux_loss) *outputs_.add("aux_loss", {}).ptr<float>() = static_cast<float>(aux_loss->value());
     if (!inputs_.has_labels) return;
     require(loss.count > 0, "forward: labels must hold one that counts after the first unmasked token, got none");
     *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
   }
 
+  // Experts a token takes; the auxiliary loss spans all layers, which agree on it.
+  [[nodiscard]] int64_t top_k() const {
+    for (const BlockConfig& block : config_.blocks) {
+      for (const BodyUse& use : block.bodies) {
+        if (const auto* moe = std::get_if<MoeConfig>(&use.config)) return moe->top_k;
+      }
+    }
+    return 0;
+  }
+
   void states() {
-    const auto& entries = engine_.model().state_spec()->entries;
-    for (size_t e = 0; e < entries.size(); ++e) {
-      const StateEntry& entry = entries[e];
-      const std::string name = concat("state.", entry.layer, ".", entry.kind);
-      const Tensor pool = engine_.states().entry(static_cast<int64_t>(e));
-      const bool window = entry.kind == "conv";  // [time, channels] in the pool, [channels, time] outside
-      Shape shape;
-      shape.rank = entry.shape.rank + 1;
-      shape.dims[0] = inputs_.batch;
-      std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
-      if (window) std::swap(shape.dims[1], shape.dims[2]);
-      float* target = outputs_.add(name, shape).ptr<float>();
-      for (const Slot& slot : slots_) {
-        const auto* source = static_cast<const float*>(pool.slice(slot.index(), slot.index() + 1).data);
-        const int64_t size = entry.shape.size(), times = entry.shape[0], channels = window ? entry.shape[1] : 0;
-        if (!window) std::copy_n(source, size, target);
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t t = 0; t < times; ++t) target[c * times + t] = source[t * channels + c];
+    std::vector<State> saved;
+    for (const Slot& slot : slots_) saved.push_back(engine_.states().save(slot, {}));
+    for (int64_t e = 0; e < saved.front().entry_count(); ++e) {
+      const StateEntry& entry = saved.front().declared(e);
+      // A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads, width] and
+      // [heads, time, width], left-aligned in the longest row's time.
+      const bool window = entry.kind == "conv";
+      const int64_t outer = entry.per_token() ? entry.shape[0] : window ? entry.shape[1] : 1;
+      const int64_t inner = entry.per_token() ? entry.shape[1] : window ? 1 : entry.shape.size();
+      const int64_t times = entry.per_token() ? inputs_.length : window ? entry.shape[0] : 1;
+      Shape shape(inputs_.batch, outer, times, inner);
+      if (window) shape = {inputs_.batch, outer, times};
+      if (!window && !entry.per_token()) {
+        shape.rank = entry.shape.rank + 1;
+        std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
+      }
+      float* target = outputs_.add(concat("state.", entry.layer, ".", entry.kind), shape).ptr<float>();
+      for (const State& state : saved) {
+        const auto* source = state.entry(e).ptr<float>();
+        const int64_t length = entry.per_token() ? state.length() : times;
+        for (int64_t t = 0; t < length; ++t) {
+          for (int64_t o = 0; o < outer; ++o, source += inner) {
+            std::copy_n(source, inner, target + (o * times + t) * inner);
+          }
         }
-        target += size;
+        target += outer * times * inner;
       }
     }
   }
@@ -300,8 +348,9 @@ Run prepare_forward(Flags& flags) {
   o->model.add(flags);
   flags.flag("--hidden-states", o->hidden_states, "Also hidden_states.{i}: 0 after the embedding, i after layer i");
   flags.flag("--states", o->states, "Also state.{i}.{kind}, after input_ids and before step_ids");
-  flags.flag("--router-logits", o->router_logits, "Also router_logits.{i}, for models with experts");
-  flags.flag("--attentions", o->attentions, "Also attentions.{i}, for models with attention");
+  flags.flag("--router-logits", o->router_logits,
+             "Also router_logits.{i} [B*L, experts] of layers with experts, and aux_loss");
+  flags.flag("--attentions", o->attentions, "Also attentions.{i} [B, heads, L, L] of layers with attention");
   add_chunk(flags, o->chunk);
   flags.footer(
       "Masked positions are taken out of their rows, wherever they are: a row's results are those of the row alone.");

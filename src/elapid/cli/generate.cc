@@ -1,10 +1,10 @@
 #include "elapid/infer/generate.h"
 
 #include "elapid/cli/command.h"
-#include "elapid/cli/generation_config.h"
 #include "elapid/cli/input.h"
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
+#include "elapid/cli/sampling_options.h"
 #include "elapid/io/file.h"
 #include "elapid/text/stream_decoder.h"
 #include "elapid/text/unicode.h"
@@ -20,13 +20,10 @@ constexpr int64_t kMostSequences = 4096;
 
 struct Options {
   ModelOptions model;
+  SamplingOptions sampling;
   std::optional<std::string> prompt, prompt_file, prompt_ids;
-  std::optional<double> temperature, top_p, min_p, repetition_penalty;
-  std::optional<int64_t> top_k, max_new_tokens;
-  uint64_t seed = 0;
-  std::vector<std::string> stop;
   int64_t sequences = 1, chunk = EngineOptions{}.chunk;
-  bool greedy = false, ignore_eos = false, no_special = false, json = false;
+  bool no_special = false, json = false;
   std::optional<std::string> save_state, load_state;
 };
 
@@ -41,9 +38,7 @@ void check_combinations(const Options& o) {
   if (sources > 1) {
     throw UsageError(concat("prompt: must come from one of PROMPT, --prompt-file and --prompt-ids, got ", sources));
   }
-  for (const std::string& stop : o.stop) {
-    if (stop.empty()) throw UsageError("--stop: must not be empty, got 0 bytes");
-  }
+  o.sampling.check();
   if (!o.save_state) return;
   if (o.sequences > 1) {
     throw UsageError(concat("--save-state: must go with one sequence, got --num-return ", o.sequences));
@@ -80,27 +75,11 @@ Prompt read_prompt(const Options& o, const std::optional<State>& state) {
   return prompt;
 }
 
-SamplingParams sampling_of(const Options& o, const GenerationConfig& config) {
-  SamplingParams params;
-  const auto choose = [](auto& value, const auto& flag, const auto& file) {
-    value = flag.value_or(file.value_or(value));
-  };
-  choose(params.temperature, o.temperature, config.temperature);
-  choose(params.top_k, o.top_k, config.top_k);
-  choose(params.top_p, o.top_p, config.top_p);
-  choose(params.min_p, o.min_p, config.min_p);
-  choose(params.repetition_penalty, o.repetition_penalty, config.repetition_penalty);
-  params.seed = o.seed;
-  const bool asks_to_sample = o.temperature || o.top_k || o.top_p || o.min_p;
-  if (o.greedy || (!config.do_sample.value_or(true) && !asks_to_sample)) params.temperature = 0;
-  return params;
-}
-
 // What becomes of the ids of one sequence: text where there is a tokenizer, streamed when asked.
 class Transcript {
  public:
   Transcript(const Tokenizer* tokenizer, const Options& o, bool stream) : ids_only_(o.prompt_ids), stream_(stream) {
-    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, o.stop);
+    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, o.sampling.stop, /*continues=*/true);
   }
 
   // False once a stop string is complete. An end-of-sequence id has no text.
@@ -130,8 +109,6 @@ class Transcript {
   bool ids_only_, stream_;
   int64_t count_ = 0;
 };
-
-double rate(int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 
 OrderedJson json_of(const Generation& result, size_t s, const std::string& text) {
   const Generation::Sequence& sequence = result.sequences[s];
@@ -174,9 +151,7 @@ void run(const Options& o) {
   const GenerationConfig config = load_generation_config(folder);
   // Ids need no tokenizer, but where there is one it knows which ids exist.
   std::optional<Tokenizer> tokenizer;
-  std::error_code ignored;
-  if (!o.prompt_ids || !o.stop.empty() || o.model.tokenizer ||
-      std::filesystem::exists(folder / "tokenizer.json", ignored)) {
+  if (!o.prompt_ids || !o.sampling.stop.empty() || o.model.tokenizer || Tokenizer::find(folder)) {
     tokenizer.emplace(o.model.load_tokenizer(folder));
   }
   if (!prompt.text.empty()) {
@@ -187,20 +162,9 @@ void run(const Options& o) {
   const auto model = o.model.load(folder, *threads);
   Engine engine(*model, *threads, {.slots = o.sequences, .chunk = o.chunk, .batch = std::max(o.chunk, o.sequences)});
 
-  GenerateOptions options;
-  options.sampling = sampling_of(o, config);
-  options.max_new_tokens = o.max_new_tokens.value_or(config.max_new_tokens.value_or(options.max_new_tokens));
+  GenerateOptions options = o.sampling.for_model(config, model->config());
   options.sequences = o.sequences;
-  if (!o.ignore_eos) {
-    for (const int64_t id : config.eos_ids.value_or(model->config().eos_ids)) {
-      options.stop_ids.push_back(static_cast<TokenId>(id));
-    }
-  }
-  options.vocab_limit = model->config().tokens;
-  if (tokenizer) {
-    options.vocab_limit =
-        std::min(tokenizer->vocab_size(), options.vocab_limit > 0 ? options.vocab_limit : model->config().vocab);
-  }
+  options.vocab_limit = drawable_ids(model->config(), tokenizer ? &*tokenizer : nullptr);
   options.initial = std::move(state);
   options.keep_state = o.save_state.has_value();
 
@@ -215,10 +179,7 @@ void run(const Options& o) {
   if (o.save_state) result.sequences[0].state->write(*o.save_state);
   if (o.json) return print_objects(result, transcripts);
   if (!stream) print_all(result, transcripts, o.prompt_ids.has_value());
-  note(concat("prefill ", result.prompt_tokens, " tokens, ",
-              format("%.0f", rate(result.prompt_tokens, result.prefill_seconds)), " tok/s; decode ",
-              result.decoded_tokens, " tokens, ", format("%.0f", rate(result.decoded_tokens, result.decode_seconds)),
-              " tok/s"));
+  note_speed(result);
 }
 
 }  // namespace
@@ -233,22 +194,9 @@ Run prepare_generate(Flags& flags) {
   o->model.add_tokenizer(flags);
   flags.text("--prompt-file", "F", o->prompt_file, "Read the prompt from F, every byte of it");
   flags.text("--prompt-ids", "IDS", o->prompt_ids, "Token ids, as in \"1 2 3\": needs no tokenizer, prints ids");
-  flags.integer("--max-new-tokens", o->max_new_tokens, {}, "Generate at most N tokens (default: 256)");
-  flags.real("--temperature", o->temperature, {}, "0 is greedy (default: 0.8)");
-  flags.integer("--top-k", o->top_k, {}, "Draw from the K most likely tokens; 0: from all (default: 0)");
-  flags.real("--top-p", o->top_p, {.max = 1},
-             "Draw from the smallest set of most likely tokens with this probability together (default: 0.95)");
-  flags.real("--min-p", o->min_p, {.max = 1}, "Drop tokens below this share of the likeliest one's probability");
-  flags.real("--repetition-penalty", o->repetition_penalty, {.min_excluded = true},
-             "Divide positive logits of tokens seen before, multiply negative ones (default: 1)");
-  flags.option(
-      "--seed", "N", [o](const std::string& text) { o->seed = parse_unsigned("--seed", text); },
-      "Same seed, same text, for any number of threads and sequences (default: 0)");
-  flags.repeatable("--stop", "STR", o->stop, "End before this text; may be given several times");
-  flags.flag("--greedy", o->greedy, "Always take the most likely token");
+  o->sampling.add(flags);
   flags.integer("--num-return", o->sequences, {1, kMostSequences},
                 "Continue the prompt N times; printed one after another with lines of --- between");
-  flags.flag("--ignore-eos", o->ignore_eos, "Go on after the end of the text");
   flags.text("--save-state", "F", o->save_state,
              "Write the sequence's state to F after the last token; not with --num-return");
   flags.text("--load-state", "F", o->load_state,
@@ -257,10 +205,7 @@ Run prepare_generate(Flags& flags) {
   flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
   add_chunk(flags, o->chunk);
   flags.flag("--json", o->json, "Print one JSON object");
-  flags.footer(
-      "Defaults come from the model's generation_config.json where it has them; with do_sample false there, generation "
-      "is\n"
-      "greedy unless a sampling flag is given. Order: repetition penalty, temperature, top-k, top-p, min-p.");
+  add_sampling_footer(flags);
   return [o] { run(*o); };
 }
 

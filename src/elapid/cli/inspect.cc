@@ -38,7 +38,7 @@ void run(const Options& o) {
   if (o.devices) return print_devices(o);
   // Loading checks every tensor against the config; what is printed is what would run.
   const auto threads = o.model.start_threads();
-  const auto model = load_model(o.model.folder(), *threads);
+  const auto model = load_model(o.model.folder(), *threads, {.gated_norm = o.model.gated_norm});
   const ModelConfig& config = model->config();
   const Model::Weights& weights = model->weights();
   const int64_t state_bytes = model->state_spec()->bytes_per_sequence();
@@ -50,7 +50,7 @@ void run(const Options& o) {
   }
   if (o.json) {
     return print_json(OrderedJson{{"family", config.family},
-                                  {"layers", config.blocks.size()},
+                                  {"layers", config.layers()},
                                   {"parameters", weights.parameters},
                                   {"bytes", weights.bytes},
                                   {"dtypes", dtypes},
@@ -58,7 +58,7 @@ void run(const Options& o) {
                                   {"unknown_config_keys", config.unknown_keys},
                                   {"notes", config.notes}});
   }
-  print(concat("family                    ", config.family, "\nlayers                    ", config.blocks.size(),
+  print(concat("family                    ", config.family, "\nlayers                    ", config.layers(),
                "\nparameters                ", weights.parameters, "\nbytes                     ", weights.bytes,
                "\ndtypes                    ", dtype_text, "\nstate bytes per sequence  ", state_bytes,
                "\nunknown config keys       ", join_lines(config.unknown_keys), "\nnotes                     ",

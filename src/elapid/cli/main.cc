@@ -21,12 +21,15 @@ struct Command {
   Run (*prepare)(Flags& flags);
 };
 
-constexpr std::array<Command, 6> kCommands = {{
+constexpr std::array<Command, 9> kCommands = {{
     {"generate", "Continue a prompt with a model, streaming the text", prepare_generate},
+    {"chat", "Talk with a model, keeping only its state between turns", prepare_chat},
     {"forward", "Run tensors from a file through a model, for scripts and tests", prepare_forward},
     {"tokenize", "Text to token ids, or back", prepare_tokenize},
     {"score", "Negative log-likelihood of a text, at constant memory", prepare_score},
+    {"eval", "Zero-shot tasks, as lm-evaluation-harness computes them", prepare_eval},
     {"inspect", "What a model folder holds", prepare_inspect},
+    {"convert", "Write a checkpoint of any dialect as a Hugging Face folder", prepare_convert},
     {"bench", "Measure a model's speed", prepare_bench},
 }};
 

@@ -4,6 +4,7 @@
 #include "elapid/io/file.h"
 #include "elapid/io/json.h"
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 
@@ -49,11 +50,21 @@ void ModelOptions::add(Flags& flags) {
   flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
   flags.option("--dtype", "T", check_dtype,
                "auto | f32: float32 arithmetic over the weights as stored (default: auto)");
+  flags.option(
+      "--gated-norm", "NORM",
+      [this](const std::string& text) {
+        if (text != "group" && text != "whole") {
+          throw UsageError(concat("--gated-norm: must be group or whole, got ", text));
+        }
+        gated_norm = text == "group" ? GatedNorm::group : GatedNorm::whole;
+      },
+      "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
   flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
 }
 
 void ModelOptions::add_tokenizer(Flags& flags) {
-  flags.text("--tokenizer", "PATH", tokenizer, "tokenizer.json or its folder (default: the model's)");
+  flags.text("--tokenizer", "PATH", tokenizer,
+             "tokenizer.json, tokenizer.model or their folder (default: the model's)");
 }
 
 std::filesystem::path ModelOptions::folder() const {
@@ -71,7 +82,7 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
 }
 
 std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {
-  auto loaded = load_model(folder, pool);
+  auto loaded = load_model(folder, pool, {.gated_norm = gated_norm});
   for (const std::string& text : loaded->config().notes) note(concat("note: ", text));
   for (const std::string& key : loaded->config().unknown_keys) {
     note(concat("note: config.json: ", quote(key), " is not known here and has no effect"));
@@ -80,7 +91,17 @@ std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, T
 }
 
 Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder) const {
-  return Tokenizer::load(tokenizer ? std::filesystem::path(*tokenizer) : model_folder);
+  if (tokenizer) return Tokenizer::load(*tokenizer);
+  require(
+      Tokenizer::find(model_folder).has_value(), model_folder.string(),
+      ": must have tokenizer.json, tokenizer.model.v3 or tokenizer.model, got none of them; name one with --tokenizer"
+      " (raw state-spaces folders: the tokenizer.json of EleutherAI/gpt-neox-20b)");
+  return Tokenizer::load(model_folder);
+}
+
+int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer) {
+  const int64_t rows = config.tokens > 0 ? config.tokens : config.vocab;
+  return tokenizer == nullptr ? rows : std::min(rows, tokenizer->vocab_size());
 }
 
 void add_chunk(Flags& flags, int64_t& chunk) {

@@ -16,9 +16,10 @@ namespace elapid::cli {
 
 struct ModelOptions {
   std::optional<std::string> model, tokenizer;
+  std::optional<GatedNorm> gated_norm;
   int64_t threads = 0;  // 0: all that this process may use
 
-  // --model --device --dtype --threads
+  // --model --device --dtype --gated-norm --threads
   void add(Flags& flags);
   void add_tokenizer(Flags& flags);
 
@@ -31,6 +32,9 @@ struct ModelOptions {
   // --tokenizer, else the model's own.
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
 };
+
+// Ids from here on are never drawn: rows of a padded vocabulary, and ids that the tokenizer, where there is one, lacks.
+int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer);
 
 // What --chunk means to every command that has it.
 void add_chunk(Flags& flags, int64_t& chunk);

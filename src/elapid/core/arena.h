@@ -4,6 +4,7 @@
 // on first use, so tensors never move, growing costs nothing but page faults, and a repeated step finds the same
 // addresses (which graph capture needs). Not thread-safe: one arena per Context.
 
+#include "elapid/core/reservation.h"
 #include "elapid/core/tensor.h"
 
 #include <cstdint>
@@ -14,7 +15,6 @@ class Arena {
  public:
   // Reserves `capacity` bytes of addresses, no memory.
   explicit Arena(int64_t capacity = kDefaultCapacity);
-  ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -46,8 +46,8 @@ class Arena {
  private:
   void commit(int64_t end);
 
-  char* base_ = nullptr;
-  int64_t capacity_ = 0, committed_ = 0, used_ = 0, peak_ = 0;
+  Reservation memory_;
+  int64_t committed_ = 0, used_ = 0, peak_ = 0;
   bool poison_ = false;
 };
 

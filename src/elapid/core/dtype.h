@@ -59,6 +59,22 @@ ELAPID_INLINE BFloat16 to_bf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// Round to nearest, ties to even, subnormals included; beyond the range infinity, NaN stays NaN.
+ELAPID_INLINE Float16 to_f16(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520, halfway beyond the largest
+  if (magnitude < 0x38800000u) {
+    // Subnormal: adding ½ puts the unit 2⁻²⁴ at the sum's last bit, and the sum is rounded as the result must be.
+    const float sum = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return {static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, sum) - 0x3f000000u))};
+  }
+  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return {static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)))};
+}
+
 template <class T>
 struct DTypeOf;
 template <>

@@ -71,6 +71,20 @@ ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm512_loadu_si512(p
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// Four floats from each of row(0) … row(3), one after another.
+template <class Row>
+ELAPID_INLINE Part part_load_rows(const Row& row) {
+  Part r = _mm512_castps128_ps512(_mm_loadu_ps(row(0)));
+  r = _mm512_insertf32x4(r, _mm_loadu_ps(row(1)), 1);
+  r = _mm512_insertf32x4(r, _mm_loadu_ps(row(2)), 2);
+  return _mm512_insertf32x4(r, _mm_loadu_ps(row(3)), 3);
+}
+// Within each four lanes: a0 b0 a1 b1, a2 b2 a3 b3; a0 a1 b0 b1, a2 a3 b2 b3; a1 a0 a3 a2.
+ELAPID_INLINE Part part_zip_low(Part a, Part b) { return _mm512_unpacklo_ps(a, b); }
+ELAPID_INLINE Part part_zip_high(Part a, Part b) { return _mm512_unpackhi_ps(a, b); }
+ELAPID_INLINE Part part_join_low(Part a, Part b) { return _mm512_shuffle_ps(a, b, 0x44); }
+ELAPID_INLINE Part part_join_high(Part a, Part b) { return _mm512_shuffle_ps(a, b, 0xee); }
+ELAPID_INLINE Part part_swap_pairs(Part a) { return _mm512_shuffle_ps(a, a, 0xb1); }
 
 #elif defined(ELAPID_ISA_AVX2)
 
@@ -109,6 +123,15 @@ ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm256_loadu_si256(s
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+template <class Row>
+ELAPID_INLINE Part part_load_rows(const Row& row) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(0))), _mm_loadu_ps(row(1)), 1);
+}
+ELAPID_INLINE Part part_zip_low(Part a, Part b) { return _mm256_unpacklo_ps(a, b); }
+ELAPID_INLINE Part part_zip_high(Part a, Part b) { return _mm256_unpackhi_ps(a, b); }
+ELAPID_INLINE Part part_join_low(Part a, Part b) { return _mm256_shuffle_ps(a, b, 0x44); }
+ELAPID_INLINE Part part_join_high(Part a, Part b) { return _mm256_shuffle_ps(a, b, 0xee); }
+ELAPID_INLINE Part part_swap_pairs(Part a) { return _mm256_shuffle_ps(a, a, 0xb1); }
 
 #else
 
@@ -150,6 +173,15 @@ ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   for (int i = 0; i < 4; ++i) f[i] = to_float(Float16{p[i]});
   return _mm_load_ps(f);
 }
+template <class Row>
+ELAPID_INLINE Part part_load_rows(const Row& row) {
+  return _mm_loadu_ps(row(0));
+}
+ELAPID_INLINE Part part_zip_low(Part a, Part b) { return _mm_unpacklo_ps(a, b); }
+ELAPID_INLINE Part part_zip_high(Part a, Part b) { return _mm_unpackhi_ps(a, b); }
+ELAPID_INLINE Part part_join_low(Part a, Part b) { return _mm_shuffle_ps(a, b, 0x44); }
+ELAPID_INLINE Part part_join_high(Part a, Part b) { return _mm_shuffle_ps(a, b, 0xee); }
+ELAPID_INLINE Part part_swap_pairs(Part a) { return _mm_shuffle_ps(a, a, 0xb1); }
 
 #endif
 
@@ -273,12 +305,36 @@ ELAPID_INLINE float sum(const F32& a) {
   return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
 #endif
 }
+// The largest lane; NaN or any lane when one is NaN.
 ELAPID_INLINE float max_lane(const F32& a) {
   alignas(64) float f[kLanes];
   store(f, a);
-  float m = f[0];
-  for (int64_t i = 1; i < kLanes; ++i) m = f[i] > m ? f[i] : m;
-  return m;
+  __m128 m = _mm_load_ps(f);
+  for (int64_t i = 4; i < kLanes; i += 4) m = _mm_max_ps(m, _mm_load_ps(f + i));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+// Lanes 2i and 2i + 1 exchanged.
+ELAPID_INLINE F32 swap_pairs(const F32& a) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return part_swap_pairs(a.v[i]); });
+}
+
+// Four floats of each of sixteen rows, transposed: lane i of to[j] is row(i)[j].
+template <class Row>
+ELAPID_INLINE void load_transposed(const Row& row, F32 (&to)[4]) {
+  static_for<kParts>([&](auto i) ELAPID_LAMBDA {
+    Part rows[4];  // group g of four lanes of rows[j] is of row 4 g + j
+    static_for<4>([&](auto j) ELAPID_LAMBDA {
+      rows[j] = part_load_rows([&](int64_t g) ELAPID_LAMBDA { return row(i * kPartLanes + 4 * g + j); });
+    });
+    const Part a = part_zip_low(rows[0], rows[1]), b = part_zip_low(rows[2], rows[3]);
+    const Part c = part_zip_high(rows[0], rows[1]), d = part_zip_high(rows[2], rows[3]);
+    to[0].v[i] = part_join_low(a, b);
+    to[1].v[i] = part_join_high(a, b);
+    to[2].v[i] = part_join_low(c, d);
+    to[3].v[i] = part_join_high(c, d);
+  });
 }
 
 // eˣ to about 1.5 ulp, subnormal results included; overflow gives infinity, NaN stays NaN. Range reduction by Cody and

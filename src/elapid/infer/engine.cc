@@ -60,7 +60,10 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
   pieces_.clear();
   int64_t total = 0;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const int64_t count = std::min(options_.chunk, length(inputs[i]) - fed_[i]);
+    // Cut at multiples of the sequence's own positions: a prompt that continues a state which was saved at such a
+    // multiple runs in the pieces, and hence to the bits, of the prompt as a whole.
+    const int64_t past = inputs[i].slot == kNoSlot ? 0 : states_.length(inputs[i].slot);
+    const int64_t count = std::min(options_.chunk - past % options_.chunk, length(inputs[i]) - fed_[i]);
     if (count == 0) continue;
     if (total > 0 && total + count > options_.batch) break;
     pieces_.push_back({static_cast<int64_t>(i), fed_[i], count});
@@ -74,6 +77,7 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
 Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
   tokens_.clear();
   slots_.clear();
+  past_.clear();
   offsets_.assign(1, 0);
   for (const Piece& piece : pieces_) {
     const Input& input = inputs[static_cast<size_t>(piece.input)];
@@ -81,10 +85,20 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
     tokens_.insert(tokens_.end(), begin, begin + piece.count);
     offsets_.push_back(offsets_.back() + piece.count);
     slots_.push_back(input.slot);
+    past_.push_back(input.slot == kNoSlot ? 0 : states_.length(input.slot));
+    if (input.slot != kNoSlot) states_.extend(input.slot, piece.count);
   }
-  const Batch batch{view(tokens_), view(offsets_), view(slots_), view(outputs_)};
+  const Batch batch{.tokens = view(tokens_),
+                    .offsets = view(offsets_),
+                    .slots = view(slots_),
+                    .outputs = view(outputs_),
+                    .past = view(past_)};
   Context ctx = context();
-  return model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
+  const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
+  }
+  return hidden;
 }
 
 Tensor Engine::last_logits(std::span<const Input> inputs) {
@@ -117,38 +131,51 @@ Tensor Engine::last_logits(std::span<const Input> inputs) {
 void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows) {
   require(rows >= 1, "engine: rows of logits at a time must be at least 1, got ", rows);
   begin(inputs);
-  // f(piece, begin, end) for the parts of the current pieces within rows [from, to) of the forward call.
-  const auto parts = [&](int64_t from, int64_t to, const auto& f) {
-    int64_t start = 0;
-    for (const Piece& p : pieces_) {
-      const int64_t begin = std::max(from, start), end = std::min(to, start + p.count);
-      if (begin < end) f(Piece{p.input, p.first + begin - start, end - begin}, begin, end);
-      start += p.count;
-    }
+  // Every row of the forward call, piece by piece, to an observer.
+  const auto by_piece = [&](const auto& receive) {
+    return [&](int64_t layer, const Tensor& all) {
+      int64_t begin = 0;
+      for (const Piece& p : pieces_) {
+        receive(p, layer, all.slice(begin, begin + p.count));
+        begin += p.count;
+      }
+    };
   };
   Observer observer;
-  if (visitor.residual) {
-    observer.residual = [&](int64_t layer, const Tensor& residual) {
-      parts(0, residual.shape[0], [&](const Piece& p, int64_t begin, int64_t end) {
-        visitor.residual(p, layer, residual.slice(begin, end));
-      });
+  if (visitor.residual) observer.residual = by_piece(visitor.residual);
+  if (visitor.router_logits) observer.router_logits = by_piece(visitor.router_logits);
+  if (visitor.attentions) {
+    observer.attentions = [&](int64_t layer, int64_t sequence, const Tensor& weights) {
+      visitor.attentions(pieces_[static_cast<size_t>(sequence)], layer, weights);
     };
   }
   while (next_pieces(inputs)) {
     const Arena::Scope scope(arena_);
-    int64_t total = 0;
-    for (const Piece& piece : pieces_) total += piece.count;
-    outputs_.resize(static_cast<size_t>(total));
-    for (int64_t t = 0; t < total; ++t) outputs_[static_cast<size_t>(t)] = t;
+    outputs_.clear();
+    wanted_.clear();  // of each piece, what is left of it from rows_from on
+    int64_t begin = 0;
+    for (const Piece& p : pieces_) {
+      const int64_t from = std::clamp(inputs[static_cast<size_t>(p.input)].rows_from - p.first, int64_t{0}, p.count);
+      if (from < p.count) wanted_.push_back({p.input, p.first + from, p.count - from});
+      for (int64_t t = from; t < p.count; ++t) outputs_.push_back(begin + t);
+      begin += p.count;
+    }
     const Tensor hidden = run(inputs, &observer);
+    const auto total = static_cast<int64_t>(outputs_.size());
     for (int64_t from = 0; from < total; from += rows) {
       const Arena::Scope block(arena_);
       const int64_t to = std::min(total, from + rows);
       Context ctx = context();
       const Tensor logits = model_->logits(ctx, hidden.slice(from, to));
-      parts(from, to, [&](const Piece& p, int64_t begin, int64_t end) {
-        visitor.rows(p, hidden.slice(begin, end), logits.slice(begin - from, end - from));
-      });
+      int64_t start = 0;
+      for (const Piece& p : wanted_) {
+        const int64_t first = std::max(from, start), last = std::min(to, start + p.count);
+        if (first < last) {
+          visitor.rows({p.input, p.first + first - start, last - first}, hidden.slice(first, last),
+                       logits.slice(first - from, last - from));
+        }
+        start += p.count;
+      }
     }
   }
 }

@@ -25,6 +25,7 @@ struct EngineOptions {
 struct Input {
   std::span<const TokenId> tokens;  // at least one
   int64_t slot = kNoSlot;           // without a slot, a zero state: at most one chunk of tokens
+  int64_t rows_from = 0;            // all_logits() hands out the rows of tokens from here on
 };
 
 // Consecutive tokens of one input of a call: `count` of them, from its token `first` on.
@@ -43,12 +44,17 @@ class Engine {
 
   // Receives rows piece by piece, each input's in order; tensors are valid during the call only.
   struct Visitor {
-    // After the final norm [count, d_model], and the logits [count, vocab].
+    // After the final norm [count, d_model], and the logits [count, vocab], of the tokens from rows_from on.
     std::function<void(const Piece&, const Tensor& hidden, const Tensor& logits)> rows;
-    // The residual stream [count, d_model] as Observer::residual sees it; may be empty.
+    // The rest may be empty. The residual stream [count, d_model] and what routers say [count, experts], as Observer
+    // sees them.
     std::function<void(const Piece&, int64_t layer, const Tensor& residual)> residual;
+    std::function<void(const Piece&, int64_t layer, const Tensor& logits)> router_logits;
+    // Attention weights [heads, count, first + count] of a piece that is its sequence's next.
+    std::function<void(const Piece&, int64_t layer, const Tensor& weights)> attentions;
   };
-  // Feeds every input's tokens to its slot and hands out every row. At most `rows` rows of logits exist at a time.
+  // Feeds every input's tokens to its slot and hands out the rows that are wanted. At most `rows` rows of logits exist
+  // at a time.
   void all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows = 64);
 
   [[nodiscard]] StatePool& states() { return states_; }
@@ -68,9 +74,9 @@ class Engine {
   Arena arena_;
   StatePool states_;
   // Of the forward call being built: reused, so that they stop growing.
-  std::vector<Piece> pieces_;
+  std::vector<Piece> pieces_, wanted_;
   std::vector<TokenId> tokens_;
-  std::vector<int64_t> offsets_, slots_, outputs_;
+  std::vector<int64_t> offsets_, slots_, past_, outputs_;
   // Of the whole call.
   std::vector<int64_t> fed_;  // tokens of each input that earlier forward calls took
   std::vector<uint8_t> slot_used_;

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <type_traits>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -74,7 +76,7 @@ size_t unwrapped_offset(std::string_view text, size_t wrapped) {
 
 // The part of nlohmann's message that says what is wrong, without its prefixes and without the text it quotes, which
 // may be long: "… syntax error while parsing value - invalid literal; last read: '…'" → "invalid literal".
-std::string reason_of(const Json::exception& error) {
+std::string reason_of(const nlohmann::detail::exception& error) {
   constexpr int kNumberOverflow = 406;
   if (error.id == kNumberOverflow) return "a number out of range";
   std::string_view reason = error.what();
@@ -89,30 +91,38 @@ struct SyntaxError {
 
 // Builds the document from the parser's events. The library's own builder lets a later duplicate win and has no limit
 // on depth.
-class DocumentBuilder final : public Json::json_sax_t {
+template <class Json>
+class DocumentBuilder final : public nlohmann::json_sax<Json> {
  public:
+  using string_t = typename Json::string_t;
+
   explicit DocumentBuilder(const std::string& what) : what_(what) {}
 
   bool null() override { return add(nullptr); }
   bool boolean(bool value) override { return add(value); }
-  bool number_integer(number_integer_t value) override { return add(value); }
-  bool number_unsigned(number_unsigned_t value) override { return add(value); }
-  bool number_float(number_float_t value, const string_t& /*text*/) override { return add(value); }
+  bool number_integer(typename Json::number_integer_t value) override { return add(value); }
+  bool number_unsigned(typename Json::number_unsigned_t value) override { return add(value); }
+  bool number_float(typename Json::number_float_t value, const string_t& /*text*/) override { return add(value); }
   bool string(string_t& value) override { return add(std::move(value)); }
-  bool binary(binary_t& value) override { return add(std::move(value)); }
+  bool binary(typename Json::binary_t& value) override { return add(std::move(value)); }
   bool start_object(size_t /*size*/) override { return open(Json::object()); }
   bool end_object() override { return close(); }
   bool start_array(size_t /*size*/) override { return open(Json::array()); }
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    const auto [place, is_new] = open_.back()->get_ref<Json::object_t&>().try_emplace(std::move(name));
-    require(is_new, what_, ": keys of one object must differ, got ", quote(place->first), " twice");
-    member_ = &place->second;
+    const bool is_new = keys_.back().insert(name).second;
+    require(is_new, what_, ": keys of one object must differ, got ", quote(name), " twice");
+    auto& object = open_.back()->template get_ref<typename Json::object_t&>();
+    if constexpr (std::is_same_v<Json, OrderedJson>) {
+      member_ = &object.emplace_back(std::move(name), nullptr).second;  // emplace() would look through all keys again
+    } else {
+      member_ = &object[std::move(name)];
+    }
     return true;
   }
 
-  bool parse_error(size_t position, const std::string& /*token*/, const Json::exception& error) override {
+  bool parse_error(size_t position, const std::string& /*token*/, const nlohmann::detail::exception& error) override {
     throw SyntaxError{position > 0 ? position - 1 : 0, reason_of(error)};
   }
 
@@ -131,11 +141,13 @@ class DocumentBuilder final : public Json::json_sax_t {
     Json& value = place();
     value = std::move(container);
     open_.push_back(&value);
+    keys_.emplace_back();
     return true;
   }
 
   bool close() {
     open_.pop_back();
+    keys_.pop_back();
     return true;
   }
 
@@ -143,13 +155,14 @@ class DocumentBuilder final : public Json::json_sax_t {
   Json& place() {
     if (open_.empty()) return root_;
     if (open_.back()->is_object()) return *member_;
-    return open_.back()->get_ref<Json::array_t&>().emplace_back();
+    return open_.back()->template get_ref<typename Json::array_t&>().emplace_back();
   }
 
   const std::string& what_;
   Json root_;
   std::vector<Json*> open_;
-  Json* member_ = nullptr;  // the value of the last key
+  std::vector<std::unordered_set<std::string>> keys_;  // of the open objects
+  Json* member_ = nullptr;                             // the value of the last key
 };
 
 // Infinity, -Infinity or NaN when `value` is one of them in object form; otherwise 0.
@@ -178,7 +191,10 @@ uint64_t magnitude_of(const Json& integer) {
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& what) {
+namespace {
+
+template <class Json>
+Json parse_as(std::string_view text, const std::string& what) {
   require(!text.starts_with("\xef\xbb\xbf"), what, ": must be valid JSON, got a byte order mark at byte 0");
   // The parser takes a zero byte for the end of the text, whatever follows.
   const size_t zero = text.find('\0');
@@ -186,13 +202,21 @@ Json parse_json(std::string_view text, const std::string& what) {
 
   const std::string wrapped = wrap_bare_floats(text);
   const std::string_view source = wrapped.empty() ? text : std::string_view(wrapped);
-  DocumentBuilder builder(what);
+  DocumentBuilder<Json> builder(what);
   try {
     Json::sax_parse(source.begin(), source.end(), &builder);
   } catch (const SyntaxError& error) {
     fail(concat(what, ": must be valid JSON, got ", error.reason, " at byte ", unwrapped_offset(text, error.offset)));
   }
   return builder.take();
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& what) { return parse_as<Json>(text, what); }
+
+OrderedJson parse_ordered_json(std::string_view text, const std::string& what) {
+  return parse_as<OrderedJson>(text, what);
 }
 
 double json_number(const Json& value, const std::string& what) {

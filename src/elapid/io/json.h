@@ -12,12 +12,15 @@
 namespace elapid {
 
 using Json = nlohmann::json;
+// Keeps the order of its keys. Looking one up is linear in their number.
+using OrderedJson = nlohmann::ordered_json;
 
 // Parses one document. `what` names it in errors (a path, usually). A bare Infinity, -Infinity or NaN becomes the
 // object
 // {"__float__": "Infinity"}; duplicate keys in one object, trailing text, a byte order mark, invalid UTF-8, numbers
 // that overflow a double and nesting deeper than 256 are errors.
 Json parse_json(std::string_view text, const std::string& what);
+OrderedJson parse_ordered_json(std::string_view text, const std::string& what);
 
 // The number held by `value`, also in {"__float__": …} form; an Error naming `what` otherwise. NaN is an Error, and so
 // is an integer that no double holds exactly.

@@ -115,7 +115,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     const int64_t bytes = packed_bytes(info.shape, rows.front().dtype);
     to.value = pack_weight(threads_, rows, take(bytes));
     to.packing = Packing::tiles;
-    weights.bytes_per_token += bytes;
+    weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
   };
   // f(element) as float32 in memory, at [row, column] or the other way round.
   const auto floats = [&](Shape shape, bool transposed, const auto& f) {
@@ -130,7 +130,9 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   switch (info.role) {
     case Role::matrix:
       pack(param);
-      if (info.param != &model.head_) weights.matrix_elements += info.shape.size();
+      if (info.param != &model.head_) {
+        weights.matrix_elements += static_cast<int64_t>(static_cast<double>(info.shape.size()) * info.use);
+      }
       break;
     case Role::table: {
       const Part& part = source.parts.front();
@@ -163,10 +165,6 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     part.file->drop_pages(
         {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))});
   }
-}
-
-Tensor as_matrix(const Tensor& t) {
-  return t.shape.rank == 1 ? t.reshape({t.shape[0], 1}) : t.reshape({t.rows(), t.cols()});
 }
 
 std::unique_ptr<Model> ModelBuilder::finish(std::function<std::string()> fingerprint) {

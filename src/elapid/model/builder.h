@@ -14,8 +14,8 @@ namespace elapid {
 
 class ModelBuilder {
  public:
-  // Some rows of a parameter in the checkpoint's form, as a matrix (see as_matrix()); may be columns of a wider one.
-  // `file` keeps it alive and is null for memory that lasts only until the next parameter.
+  // Some rows of a parameter in the checkpoint's form, as a matrix (see as_matrix() in checkpoint_rules.h); may be
+  // columns of a wider one. `file` keeps it alive and is null for memory that lasts only until the next parameter.
   struct Part {
     Tensor rows;
     std::shared_ptr<const MappedFile> file;
@@ -46,8 +46,5 @@ class ModelBuilder {
   ThreadPool& threads_;
   int64_t used_ = 0;
 };
-
-// A checkpoint tensor as a matrix: all leading dimensions together, by the last one; a vector is one column.
-Tensor as_matrix(const Tensor& t);
 
 }  // namespace elapid

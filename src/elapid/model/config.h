@@ -20,6 +20,12 @@ struct ModelConfig {
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   std::vector<BlockConfig> blocks;
 
+  float router_aux_loss_coef = 0;  // share of the experts' auxiliary loss in the training loss
+  int64_t shared_blocks = 0;       // how many sets of parameters the shared blocks take turns with; 0: none is shared
+
+  // The checkpoint's layers; one may be several blocks.
+  [[nodiscard]] int64_t layers() const { return blocks.empty() ? 0 : blocks.back().layer + 1; }
+
   // Not mathematics, but what comes with it.
   int64_t tokens = 0;                     // ids that exist, where the vocabulary is padded; 0: all
   std::vector<int64_t> eos_ids;           // config.json's eos_token_id

@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 #include "elapid/io/checkpoint.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
 
@@ -13,60 +14,63 @@
 namespace elapid {
 namespace {
 
-using Rules = std::map<std::string, std::vector<NameRule>>;  // of each parameter
-
-const std::string kHead = "head.weight", kEmbedding = "embedding.weight";
 constexpr int64_t kConfigLimit = int64_t{16} << 20;
 
-std::string shown(const Shape& shape) {
-  std::string text = "[";
-  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
+// Where it makes a difference, n_groups > 1, original checkpoints norm per group and transformers' Mamba2 class over
+// the whole width. A folder with Mistral's params.json was trained per group, even when its config.json names that
+// class.
+void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::optional<GatedNorm>& asked) {
+  bool matters = false, per_group = false;
+  for (BlockConfig& block : config.blocks) {
+    for (BodyUse& use : block.bodies) {
+      auto* mixer = std::get_if<Mamba2Config>(&use.config);
+      if (mixer == nullptr || mixer->groups == 1 || !mixer->gated_norm) continue;
+      if (asked || trained_per_group) {
+        mixer->norm_groups = asked.value_or(GatedNorm::group) == GatedNorm::group ? mixer->groups : 1;
+      }
+      matters = true;
+      per_group = mixer->norm_groups > 1;
+    }
+  }
+  if (!matters) return;
+  config.notes.push_back(concat("the gated norm ", per_group ? "works per group" : "covers the whole width",
+                                asked       ? ", as asked"
+                                : per_group ? ", as this checkpoint was trained"
+                                            : ", as in transformers' class"));
 }
 
-bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
-}
-
-// The rows of a checkpoint's tensor that a rule means, as a matrix.
-Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole) {
-  const Shape& shape = rule.shape.rank == 0 ? whole : rule.shape;
-  require(tensor.shape == shape, "load model: ", rule.theirs, " must be ", shown(shape), " as config.json says, got ",
-          shown(tensor.shape));
-  const Tensor matrix = as_matrix(tensor);
-  if (rule.shape.rank == 0) return matrix;
-  return matrix.slice(rule.row, rule.row + rule.rows).columns(rule.column, rule.column + rule.columns);
-}
-
-// A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
-// counts, as in transformers since release 5.
-void untie_if_different(ModelConfig& config, const Checkpoint& weights, const Rules& rules) {
-  const std::string &head = rules.at(kHead).front().theirs, &embedding = rules.at(kEmbedding).front().theirs;
-  if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
-  if (same_bytes(weights.at(head), weights.at(embedding))) return;
-  config.tied_head = false;
-  config.notes.push_back(concat("tie_word_embeddings is true, but ", head, " differs from ", embedding,
-                                ": the head is the checkpoint's own"));
+bool holds(const std::filesystem::path& folder, const char* file) {
+  std::error_code ignored;
+  return std::filesystem::symlink_status(folder / file, ignored).type() != std::filesystem::file_type::not_found;
 }
 
 }  // namespace
 
-ModelConfig load_config(const std::filesystem::path& folder) {
+ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& options) {
   require(is_folder(folder), "load model: must be a folder, got ", folder.string());
-  const std::filesystem::path path = folder / "config.json";
-  return parse_config(read_text_file(path, kConfigLimit), path.string());
+  const bool mistral = holds(folder, "params.json");
+  // Mistral's names, unless the folder has weights in transformers' layout as well.
+  const bool mistral_weights = mistral && !holds(folder, "model.safetensors") &&
+                               !holds(folder, "model.safetensors.index.json") && !holds(folder, "pytorch_model.bin") &&
+                               !holds(folder, "pytorch_model.bin.index.json");
+  const std::filesystem::path path = folder / (mistral_weights ? "params.json" : "config.json");
+  const std::string text = read_text_file(path, kConfigLimit);
+  ModelConfig config = mistral_weights ? kMistralMambaFamily.config(parse_json(text, path.string()), path.string())
+                                       : parse_config(text, path.string());
+  choose_gated_norm(config, mistral, options.gated_norm);
+  return config;
 }
 
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads) {
-  ModelConfig config = load_config(folder);
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads,
+                                  const LoadOptions& options) {
+  ModelConfig config = load_config(folder, options);
   const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
   const Family& family = find_family(config.family, folder.string());
-  Rules rules;
-  for (NameRule& rule : family.names(config).take()) rules[rule.ours].push_back(std::move(rule));
+  const CheckpointRules rules = checkpoint_rules(config);
   untie_if_different(config, *weights, rules);
 
   std::set<std::string, std::less<>> used;
-  if (config.tied_head) used.insert(rules.at(kHead).front().theirs);
+  if (config.tied_head) used.insert(rules.at(kHeadName).front().theirs);
   ModelBuilder builder(config, threads);
   builder.fill([&](const ParameterInfo& info, bool) {
     ModelBuilder::Source source;

@@ -6,16 +6,25 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 namespace elapid {
+
+// What the gated norm of a Mamba-2 mixer with several groups covers.
+enum class GatedNorm : uint8_t { group, whole };
+
+struct LoadOptions {
+  std::optional<GatedNorm> gated_norm{};  // else as the checkpoint was trained, as far as its folder tells
+};
 
 // Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
 // unknown tensors, shapes that do not follow from the config, config keys that change the mathematics in a way this
 // engine does not compute: each is an Error that names it.
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads);
+std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPool& threads,
+                                  const LoadOptions& options = {});
 
-// The config.json of a folder alone.
-ModelConfig load_config(const std::filesystem::path& folder);
+// The configuration of a folder alone: config.json, or params.json where the weights are Mistral's.
+ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& options = {});
 
 // A model with random weights, to measure speed: never zeros, of the config's torch_dtype (f32 when it names none),
 // initialized so that activations stay finite at any depth. Same seed, same weights.

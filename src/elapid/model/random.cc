@@ -2,6 +2,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/model/builder.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/fingerprint.h"
 #include "elapid/model/load.h"
 
@@ -25,7 +26,8 @@ Range range_of(const ParameterInfo& info, int64_t layers) {
     case Role::table: return {-half_width(1), half_width(1)};
     case Role::matrix: {
       // Bodies add into the residual: together all layers add about as much variance as the embedding has.
-      const double share = info.name.ends_with("out_proj.weight") ? 1 / std::sqrt(static_cast<double>(layers)) : 1;
+      const bool adds = info.name.ends_with("out_proj.weight") || info.name.ends_with("down_proj.weight");
+      const double share = adds ? 1 / std::sqrt(static_cast<double>(layers)) : 1;
       const float h = half_width(share / std::sqrt(static_cast<double>(info.shape[1])));
       return {-h, h};
     }
@@ -42,9 +44,7 @@ Range range_of(const ParameterInfo& info, int64_t layers) {
 }  // namespace
 
 std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed) {
-  const DType stored = config.torch_dtype.value_or(DType::f32);
-  // f16 has no rounding conversion here, and costs what bf16 costs.
-  const DType matrices = stored == DType::f32 ? DType::f32 : DType::bf16;
+  const DType matrices = config.torch_dtype.value_or(DType::f32);
   ModelBuilder builder(config, threads);
   Buffer memory;  // one parameter's at a time
   uint64_t stream = 0;
@@ -65,10 +65,10 @@ std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threa
         for (int64_t j = 4 * i; j < 4 * i + 4 && j < size; ++j) {
           const float u = static_cast<float>(words[static_cast<size_t>(j % 4)] >> 8) * 0x1p-24f;
           const float v = range.low + u * (range.high - range.low);
-          if (dtype == DType::f32) {
-            t.ptr<float>()[j] = v;
-          } else {
-            t.ptr<BFloat16>()[j] = to_bf16(v);
+          switch (dtype) {
+            case DType::f32: t.ptr<float>()[j] = v; break;
+            case DType::bf16: t.ptr<BFloat16>()[j] = to_bf16(v); break;
+            default: t.ptr<Float16>()[j] = to_f16(v); break;
           }
         }
       }

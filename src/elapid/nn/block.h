@@ -3,6 +3,7 @@
 // Block: a norm and the bodies that read it. What they say goes into the residual stream, or into the side stream for a
 // later block to read.
 
+#include "elapid/nn/attention.h"
 #include "elapid/nn/mamba1.h"
 #include "elapid/nn/mamba2.h"
 #include "elapid/nn/mlp.h"
@@ -14,8 +15,8 @@
 
 namespace elapid {
 
-using BodyConfig = std::variant<Mamba1Config, Mamba2Config, MlpConfig, MoeConfig>;
-using Body = std::variant<Mamba1, Mamba2, Mlp, Moe>;
+using BodyConfig = std::variant<Mamba1Config, Mamba2Config, AttentionConfig, MlpConfig, MoeConfig>;
+using Body = std::variant<Mamba1, Mamba2, Attention, Mlp, Moe>;
 
 // A body in its place: multipliers that some families put around it.
 struct BodyUse {

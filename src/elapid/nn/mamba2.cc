@@ -10,8 +10,8 @@ namespace elapid {
 
 Mamba2::Mamba2(const Mamba2Config& c, int64_t layer, StateSpec& spec)
     : config_(c),
-      in_proj_{.in = c.d_model, .out = c.d_inner() + c.conv_dim() + c.heads, .has_bias = c.proj_bias},
-      out_proj_{.in = c.d_inner(), .out = c.d_model, .has_bias = c.proj_bias} {
+      in_proj_{.in = c.d_model, .out = c.d_inner() + c.conv_dim() + c.heads, .has_bias = c.in_bias},
+      out_proj_{.in = c.d_inner(), .out = c.d_model, .has_bias = c.out_bias} {
   if (std::any_of(c.multipliers.begin(), c.multipliers.end(), [](float m) { return m != 1; })) {
     const int64_t widths[] = {c.d_inner(), c.d_inner(), c.groups * c.d_state, c.groups * c.d_state, c.heads};
     for (size_t part = 0; part < c.multipliers.size(); ++part) {

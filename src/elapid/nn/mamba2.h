@@ -19,7 +19,7 @@ struct Mamba2Config {
   using Body = Mamba2;  // what this configures
 
   int64_t d_model = 0, d_state = 0, heads = 0, head_dim = 0, groups = 1, d_conv = 4;
-  bool proj_bias = false, conv_bias = true;
+  bool in_bias = false, out_bias = false, conv_bias = true;
   float dt_min = 0, dt_max = __builtin_inff();  // time_step_limit
   float norm_eps = 1e-5f;
   bool gated_norm = true;   // else the gate alone
@@ -31,8 +31,8 @@ struct Mamba2Config {
 
   // Every field, for whoever treats configurations as values: a field that is missing here is missing in fingerprints.
   [[nodiscard]] auto fields() const {
-    return std::tie(d_model, d_state, heads, head_dim, groups, d_conv, proj_bias, conv_bias, dt_min, dt_max, norm_eps,
-                    gated_norm, norm_groups, norm_before_gate, d_per_channel, multipliers);
+    return std::tie(d_model, d_state, heads, head_dim, groups, d_conv, in_bias, out_bias, conv_bias, dt_min, dt_max,
+                    norm_eps, gated_norm, norm_groups, norm_before_gate, d_per_channel, multipliers);
   }
   [[nodiscard]] int64_t d_inner() const { return heads * head_dim; }
   [[nodiscard]] int64_t conv_dim() const { return d_inner() + 2 * groups * d_state; }

@@ -51,10 +51,11 @@ void Moe::visit(const std::string& prefix, const ParameterVisitor& f) {
   router_.visit(prefix + "router.", f);
   if (c.correction_bias) f({prefix + "correction_bias", &correction_bias_, {c.experts}, Role::vector});
   if (c.d_latent > 0) latent_in_.visit(prefix + "latent_in.", f);
+  const double use = static_cast<double>(c.top_k) / static_cast<double>(c.experts);
   for (size_t e = 0; e < up_proj_.size(); ++e) {
     const std::string expert = concat(prefix, "experts.", e, ".");
-    f({expert + "up_proj.weight", &up_proj_[e], {(c.gated ? 2 : 1) * c.d_ff, width}, Role::matrix});
-    f({expert + "down_proj.weight", &down_proj_[e], {width, c.d_ff}, Role::matrix});
+    f({expert + "up_proj.weight", &up_proj_[e], {(c.gated ? 2 : 1) * c.d_ff, width}, Role::matrix, use});
+    f({expert + "down_proj.weight", &down_proj_[e], {width, c.d_ff}, Role::matrix, use});
   }
   if (c.d_latent > 0) latent_out_.visit(prefix + "latent_out.", f);
 }

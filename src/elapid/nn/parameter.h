@@ -25,6 +25,7 @@ struct ParameterInfo {
   Param* param;
   Shape shape;  // in the checkpoint
   Role role;
+  double use = 1;  // share of tokens that multiply with it
 };
 
 using ParameterVisitor = std::function<void(const ParameterInfo&)>;

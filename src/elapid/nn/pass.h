@@ -27,6 +27,8 @@ struct Pass {
 
   // Entry i of the state for all slots, empty without a pool.
   [[nodiscard]] Tensor state(int64_t entry) const { return states == nullptr ? Tensor() : states->entry(entry); }
+  // Of the entries per token, likewise.
+  [[nodiscard]] Tensor page_table() const { return states == nullptr ? Tensor() : states->page_table(); }
 };
 
 }  // namespace elapid

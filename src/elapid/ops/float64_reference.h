@@ -68,12 +68,14 @@ struct Expected {
 
 // A ragged batch: sequence s holds rows offsets[s] … offsets[s+1]; its state is row slots[s] of the pool, −1 for none.
 struct Sequences {
-  std::vector<int64_t> offsets{0}, slots;
+  std::vector<int64_t> offsets{0}, slots = {};
+  std::vector<int64_t> past = {};  // tokens before these; none, when empty
 
   [[nodiscard]] int64_t count() const { return static_cast<int64_t>(slots.size()); }
   [[nodiscard]] int64_t begin(int64_t s) const { return offsets[static_cast<size_t>(s)]; }
   [[nodiscard]] int64_t end(int64_t s) const { return offsets[static_cast<size_t>(s) + 1]; }
   [[nodiscard]] int64_t slot(int64_t s) const { return slots[static_cast<size_t>(s)]; }
+  [[nodiscard]] int64_t past_of(int64_t s) const { return past.empty() ? 0 : past[static_cast<size_t>(s)]; }
 };
 
 inline constexpr double kRounding = 0x1p-24;    // u

@@ -5,12 +5,6 @@
 namespace elapid {
 
 void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row) {
-  const int64_t sequences = batch.sequence_count();
-  require(batch.offsets.size() == sequences + 1, op, ": offsets must have ", sequences + 1, " elements, got ",
-          batch.offsets.size());
-  const int64_t* offsets = batch.offsets.ptr<int64_t>();
-  require(offsets[0] == 0 && offsets[sequences] == tokens, op, ": offsets must run from 0 to ", tokens, ", got ",
-          offsets[0], " to ", offsets[sequences]);
   int64_t rows = 0;
   if (state) {
     require(state.dtype == DType::f32 && state.shape.rank == row.rank + 1, op, ": state must be f32 of rank ",
@@ -21,12 +15,35 @@ void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, co
     }
     rows = state.shape[0];
   }
+  check_sequences(op, batch, tokens, rows);
+}
+
+void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, int64_t rows) {
+  const int64_t sequences = batch.sequence_count();
+  require(batch.offsets.size() == sequences + 1, op, ": offsets must have ", sequences + 1, " elements, got ",
+          batch.offsets.size());
+  const int64_t* offsets = batch.offsets.ptr<int64_t>();
+  require(offsets[0] == 0 && offsets[sequences] == tokens, op, ": offsets must run from 0 to ", tokens, ", got ",
+          offsets[0], " to ", offsets[sequences]);
   for (int64_t s = 0; s < sequences; ++s) {
     require(offsets[s] <= offsets[s + 1], op, ": offsets must not decrease, got ", offsets[s], " before ",
             offsets[s + 1]);
     const int64_t slot = batch.slots.ptr<int64_t>()[s];
     require(slot == kNoSlot || (slot >= 0 && slot < rows), op, ": slots must be -1 or a row of the state (", rows,
             "), got ", slot);
+  }
+}
+
+void check_past(std::string_view op, const Batch& batch) {
+  const int64_t sequences = batch.sequence_count();
+  require(!batch.past || batch.past.size() == sequences, op, ": past must have ", sequences, " elements, got ",
+          batch.past.size());
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t slot = batch.slots.ptr<int64_t>()[s];
+    require(batch.past || slot == kNoSlot, op, ": past must be there for sequences with a slot, got none");
+    const int64_t past = batch.past ? batch.past.ptr<int64_t>()[s] : 0;
+    require(past == 0 || (past > 0 && past <= kMostPast && slot != kNoSlot), op, ": past must be 0 to ", kMostPast,
+            ", and 0 without a slot, got ", past);
   }
 }
 

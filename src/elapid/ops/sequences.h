@@ -11,5 +11,13 @@ namespace elapid {
 // offsets must begin with 0, not decrease and end with `tokens`; slots must be kNoSlot or a row of `state`, whose rows
 // must have the shape `row` in f32. Errors begin with `op`.
 void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row);
+// The same with slots that must be kNoSlot or below `rows`.
+void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, int64_t rows);
+
+// Keeps positions exact in float64, and sums of lengths within 64 bits.
+inline constexpr int64_t kMostPast = int64_t{1} << 48;
+
+// batch.past must have an element a sequence, ≥ 0 and 0 without a slot; it may be empty when no sequence has a slot.
+void check_past(std::string_view op, const Batch& batch);
 
 }  // namespace elapid

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <tuple>
 #include <utility>
 
 namespace elapid {
@@ -12,9 +14,30 @@ namespace {
 // Entries begin at cache lines.
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+void copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
 void* row_of(const Tensor& entry, int64_t slot) { return entry.slice(slot, slot + 1).data; }
 
-size_t row_bytes(const StateEntry& entry) { return static_cast<size_t>(entry.shape.size() * size_of(DType::f32)); }
+int64_t checked_slots(int64_t slots) {
+  // As many as leave the size of a page table within 64 bits.
+  require(slots >= 0 && slots <= int64_t{1} << 32, "state pool: slots must be 0 to 2³², got ", slots);
+  return slots;
+}
+
+// By layer, and by kind within one: the order of a State, whatever the order in which bodies declare their entries.
+std::vector<size_t> order_of(const std::vector<StateEntry>& entries) {
+  std::vector<size_t> order(entries.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto key = [&](size_t i) { return std::tie(entries[i].layer, entries[i].kind); };
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
+  for (size_t i = 1; i < order.size(); ++i) {
+    require(key(order[i - 1]) != key(order[i]), "state pool: kinds of one layer must differ, got ",
+            entries[order[i]].kind, " twice in layer ", entries[order[i]].layer);
+  }
+  return order;
+}
 
 }  // namespace
 
@@ -31,10 +54,13 @@ Slot& Slot::operator=(Slot&& other) noexcept {
   return *this;
 }
 
-StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots) : spec_(std::move(spec)) {
-  require(slots >= 0, "state pool: slots must not be negative, got ", slots);
+StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots)
+    : spec_(std::move(spec)), pages_(*spec_, checked_slots(slots)) {
+  const std::vector<StateEntry>& entries = spec_->entries;
+  order_ = order_of(entries);
   int64_t total = 0;
-  for (const StateEntry& e : spec_->entries) {
+  for (const StateEntry& e : entries) {
+    if (e.per_token()) continue;
     int64_t bytes = size_of(DType::f32);
     const bool overflows = __builtin_mul_overflow(bytes, e.shape.size(), &bytes) ||
                            __builtin_mul_overflow(bytes, slots, &bytes) ||
@@ -43,7 +69,12 @@ StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots) : spe
   }
   memory_ = Buffer(total);
   char* at = static_cast<char*>(memory_.data());
-  for (const StateEntry& e : spec_->entries) {
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const StateEntry& e = entries[i];
+    if (e.per_token()) {
+      entries_.push_back(pages_.memory(static_cast<int64_t>(i)));
+      continue;
+    }
     Shape shape;
     shape.rank = e.shape.rank + 1;
     assert(shape.rank <= kMaxRank);
@@ -53,6 +84,13 @@ StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots) : spe
     at += rounded(entries_.back().bytes());
   }
   taken_.assign(static_cast<size_t>(slots), false);
+  lengths_.assign(static_cast<size_t>(slots), 0);
+}
+
+size_t StatePool::checked(int64_t slot) const {
+  require(slot >= 0 && slot < capacity() && taken_[static_cast<size_t>(slot)],
+          "state pool: a slot must have been acquired, got ", slot);
+  return static_cast<size_t>(slot);
 }
 
 Slot StatePool::acquire() {
@@ -60,10 +98,16 @@ Slot StatePool::acquire() {
   require(free != taken_.end(), "state pool: must have a free slot, got all ", capacity(), " taken");
   *free = true;
   const int64_t index = free - taken_.begin();
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    std::memset(row_of(entries_[i], index), 0, row_bytes(spec_->entries[i]));
-  }
+  in_order([&](const StateEntry& e, size_t i) {
+    if (!e.per_token()) std::memset(row_of(entries_[i], index), 0, static_cast<size_t>(e.bytes()));
+  });
   return {this, index};
+}
+
+void StatePool::release(int64_t index) noexcept {
+  pages_.release(index);
+  lengths_[static_cast<size_t>(index)] = 0;
+  taken_[static_cast<size_t>(index)] = false;
 }
 
 int64_t StatePool::available() const { return std::count(taken_.begin(), taken_.end(), false); }
@@ -71,18 +115,26 @@ int64_t StatePool::available() const { return std::count(taken_.begin(), taken_.
 State StatePool::save(const Slot& slot, std::span<const TokenId> tokens, std::span<const TokenId> pending) const {
   require(slot.pool_ == this, "state pool: a slot must be used with the pool it came from");
   auto data = std::make_shared<State::Data>();
-  data->entries = spec_->entries;
   data->spec = spec_;
   data->tokens.assign(tokens.begin(), tokens.end());
   data->pending.assign(pending.begin(), pending.end());
-  data->memory = Buffer(spec_->bytes_per_sequence());
+  data->length = length(slot.index());
+  data->memory = Buffer(spec_->bytes_per_sequence() + data->length * spec_->bytes_per_token());
   char* at = static_cast<char*>(data->memory.data());
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const StateEntry& e = spec_->entries[i];
-    if (row_bytes(e) > 0) std::memcpy(at, row_of(entries_[i], slot.index()), row_bytes(e));
-    data->tensors.emplace_back(at, DType::f32, e.shape);
-    at += row_bytes(e);
-  }
+  in_order([&](const StateEntry& e, size_t i) {
+    const Tensor copied(at, DType::f32, e.per_token() ? State::with_tokens(data->length, e.shape) : e.shape);
+    if (e.per_token()) {
+      pages_.for_each(slot.index(), static_cast<int64_t>(i), data->length,
+                      [&](int64_t first, int64_t count, const float* page) {
+                        copy(at + first * e.bytes(), page, count * e.bytes());
+                      });
+    } else {
+      copy(at, row_of(entries_[i], slot.index()), e.bytes());
+    }
+    data->entries.push_back(e);
+    data->tensors.push_back(copied);
+    at += copied.bytes();
+  });
   return State(std::move(data));
 }
 
@@ -94,21 +146,37 @@ void StatePool::load(const Slot& slot, const State& state) {
     const std::string ours = spec_->fingerprint();
     require(theirs == ours, "load state: must belong to this model (fingerprint ", ours, "), got ", theirs);
   }
-  require(data.entries == spec_->entries, "load state: entries must be those of this model, got ", data.entries.size(),
-          " other ones");
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    if (row_bytes(data.entries[i]) > 0) {
-      std::memcpy(row_of(entries_[i], slot.index()), data.tensors[i].data, row_bytes(data.entries[i]));
+  bool same = data.entries.size() == order_.size();
+  for (size_t i = 0; same && i < order_.size(); ++i) same = data.entries[i] == spec_->entries[order_[i]];
+  require(same, "load state: entries must be those of this model, got ", data.entries.size(), " other ones");
+
+  const int64_t index = slot.index();
+  lengths_[checked(index)] = 0;
+  pages_.release(index);
+  pages_.extend(index, 0, data.length);
+  auto from = data.tensors.begin();
+  in_order([&](const StateEntry& e, size_t i) {
+    const char* saved = static_cast<const char*>((from++)->data);
+    if (e.per_token()) {
+      pages_.for_each(index, static_cast<int64_t>(i), data.length, [&](int64_t first, int64_t count, float* page) {
+        copy(page, saved + first * e.bytes(), count * e.bytes());
+      });
+    } else {
+      copy(row_of(entries_[i], index), saved, e.bytes());
     }
-  }
+  });
+  lengths_[checked(index)] = data.length;
 }
 
 Slot StatePool::fork(const Slot& slot) {
-  Slot copy = acquire();
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    std::memcpy(row_of(entries_[i], copy.index()), row_of(entries_[i], slot.index()), row_bytes(spec_->entries[i]));
-  }
-  return copy;
+  require(slot.pool_ == this, "state pool: a slot must be used with the pool it came from");
+  Slot other = acquire();
+  in_order([&](const StateEntry& e, size_t i) {
+    if (!e.per_token()) copy(row_of(entries_[i], other.index()), row_of(entries_[i], slot.index()), e.bytes());
+  });
+  pages_.share(slot.index(), other.index(), length(slot.index()));
+  lengths_[checked(other.index())] = length(slot.index());
+  return other;
 }
 
 }  // namespace elapid

@@ -12,12 +12,18 @@
 
 namespace elapid {
 
-// One fixed-size float32 memory of one layer, for instance {"ssm", 3, {heads, head_dim, d_state}}.
+// One float32 memory of one layer: of fixed size, for instance {"ssm", 3, {heads, head_dim, d_state}}, or growing by
+// `shape` with every token, for instance {"key", 4, {kv_heads, head_dim}, StateExtent::per_token}.
+enum class StateExtent : uint8_t { fixed, per_token };
+
 struct StateEntry {
-  std::string kind;
+  std::string kind;  // its name within the layer; no two alike
   int64_t layer = 0;
   Shape shape;
+  StateExtent extent = StateExtent::fixed;
 
+  [[nodiscard]] bool per_token() const { return extent == StateExtent::per_token; }
+  [[nodiscard]] int64_t bytes() const { return shape.size() * size_of(DType::f32); }
   bool operator==(const StateEntry& other) const = default;
 };
 
@@ -27,10 +33,14 @@ struct StateSpec {
   // it reads all weights once.
   std::function<std::string()> fingerprint;
 
-  // Bytes that one sequence needs.
-  [[nodiscard]] int64_t bytes_per_sequence() const {
+  // Bytes that one sequence needs whatever its length, and those that each of its tokens adds.
+  [[nodiscard]] int64_t bytes_per_sequence() const { return bytes_of(StateExtent::fixed); }
+  [[nodiscard]] int64_t bytes_per_token() const { return bytes_of(StateExtent::per_token); }
+
+ private:
+  [[nodiscard]] int64_t bytes_of(StateExtent extent) const {
     int64_t bytes = 0;
-    for (const StateEntry& e : entries) bytes += e.shape.size() * size_of(DType::f32);
+    for (const StateEntry& e : entries) bytes += e.extent == extent ? e.bytes() : 0;
     return bytes;
   }
 };

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <set>
+#include <sstream>
 
 namespace elapid {
 namespace {
@@ -14,16 +16,19 @@ namespace {
 constexpr std::string_view kFormat = "elapid.state";
 constexpr std::string_view kVersion = "1";
 
+constexpr size_t kPrefix = 6;  // "state."
+
 std::string tensor_name(const StateEntry& entry) { return concat("state.", entry.layer, ".", entry.kind); }
 
 // The inverse of tensor_name().
 StateEntry entry_of(const std::string& name, const Shape& shape, const std::string& what) {
-  const size_t dot = name.find('.', 6);
-  const bool well_formed = name.starts_with("state.") && dot != std::string::npos && dot > 6 && dot < 6 + 10 &&
-                           std::all_of(name.begin() + 6, name.begin() + static_cast<std::ptrdiff_t>(dot),
+  const size_t dot = name.find('.', kPrefix);
+  const bool well_formed = name.starts_with("state.") && dot != std::string::npos && dot > kPrefix &&
+                           dot < kPrefix + 10 &&
+                           std::all_of(name.begin() + kPrefix, name.begin() + static_cast<std::ptrdiff_t>(dot),
                                        [](char c) { return c >= '0' && c <= '9'; });
   require(well_formed, what, ": tensors must be named state.<layer>.<kind>, tokens or pending, got ", name);
-  return {name.substr(dot + 1), std::stoll(name.substr(6, dot - 6)), shape};
+  return {name.substr(dot + 1), std::stoll(name.substr(kPrefix, dot - kPrefix)), shape, StateExtent::fixed};
 }
 
 std::vector<TokenId> ids_of(const Safetensors& file, const std::string& name, const std::string& what) {
@@ -40,22 +45,54 @@ std::vector<TokenId> ids_of(const Safetensors& file, const std::string& name, co
   return ids;
 }
 
+// The metadata "length".
+int64_t length_of(const std::string& text, const std::string& what) {
+  const bool well_formed = !text.empty() && text.size() <= 15 &&
+                           std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  require(well_formed, what, ": length must be a number of tokens, got ", text);
+  return std::stoll(text);
+}
+
+// The metadata "per_token": names separated by spaces.
+std::set<std::string> names_in(const std::string& text) {
+  std::set<std::string> names;
+  std::istringstream in(text);
+  for (std::string name; in >> name;) names.insert(name);
+  return names;
+}
+
 }  // namespace
+
+Shape State::with_tokens(int64_t tokens, const Shape& shape) {
+  assert(shape.rank < kMaxRank);
+  Shape with;
+  with.rank = shape.rank + 1;
+  with.dims[0] = tokens;
+  std::copy_n(shape.dims, shape.rank, with.dims + 1);
+  return with;
+}
 
 void State::write(const std::filesystem::path& path) const {
   std::vector<NamedTensor> tensors;
+  std::string per_token;
   for (size_t i = 0; i < data_->entries.size(); ++i) {
     tensors.push_back({tensor_name(data_->entries[i]), data_->tensors[i]});
+    if (data_->entries[i].per_token()) {
+      per_token += concat(per_token.empty() ? "" : " ", tensors.back().name.substr(kPrefix));
+    }
   }
   std::vector<int64_t> tokens(data_->tokens.begin(), data_->tokens.end());
   std::vector<int64_t> pending(data_->pending.begin(), data_->pending.end());
   tensors.push_back({"tokens", Tensor(tokens.data(), DType::i64, {static_cast<int64_t>(tokens.size())})});
   tensors.push_back({"pending", Tensor(pending.data(), DType::i64, {static_cast<int64_t>(pending.size())})});
-  write_safetensors(path, tensors,
-                    {{"format", std::string(kFormat)},
-                     {"version", std::string(kVersion)},
-                     {"fingerprint", data_->spec ? data_->spec->fingerprint() : data_->fingerprint},
-                     {"dtype", "f32"}});
+  std::map<std::string, std::string> metadata = {
+      {"format", std::string(kFormat)},
+      {"version", std::string(kVersion)},
+      {"fingerprint", data_->spec ? data_->spec->fingerprint() : data_->fingerprint},
+      {"dtype", "f32"},
+      {"length", std::to_string(data_->length)}};
+  if (!per_token.empty()) metadata["per_token"] = per_token;
+  write_safetensors(path, tensors, metadata);
 }
 
 State State::read(const std::filesystem::path& path) {
@@ -77,8 +114,13 @@ State State::parse(Bytes bytes, const std::string& what) {
   data->fingerprint = meta("fingerprint");
   data->tokens = ids_of(file, "tokens", what);
   data->pending = ids_of(file, "pending", what);
+  const bool has_length = file.metadata().contains("length");
+  data->length = has_length ? length_of(meta("length"), what) : static_cast<int64_t>(data->tokens.size());
+  std::set<std::string> per_token;
+  if (file.metadata().contains("per_token")) per_token = names_in(meta("per_token"));
   struct Found {
     StateEntry entry;
+    Shape shape;  // in the file
     const void* bytes;
   };
   std::vector<Found> found;
@@ -86,17 +128,27 @@ State State::parse(Bytes bytes, const std::string& what) {
   for (const auto& [name, e] : file.entries()) {
     if (name == "tokens" || name == "pending") continue;
     require(e.tensor.dtype == DType::f32, what, ": ", name, " must be f32, got ", name_of(e.tensor.dtype));
-    found.push_back({entry_of(name, e.tensor.shape, what), e.tensor.data});
+    found.push_back({entry_of(name, e.tensor.shape, what), e.tensor.shape, e.tensor.data});
+    if (per_token.erase(name.substr(kPrefix)) > 0) {
+      StateEntry& entry = found.back().entry;
+      require(entry.shape.rank >= 1 && entry.shape[0] == data->length, what, ": ", name, " must have ", data->length,
+              " tokens, got ", entry.shape[0]);
+      --entry.shape.rank;
+      std::copy_n(e.tensor.shape.dims + 1, kMaxRank - 1, entry.shape.dims);
+      entry.shape.dims[kMaxRank - 1] = 0;
+      entry.extent = StateExtent::per_token;
+    }
     total += e.tensor.bytes();
   }
-  // The order of a model's spec: by layer, and within one as the body declares, which is alphabetical by convention.
+  require(per_token.empty(), what, ": every tensor per token must be there, got no state.",
+          per_token.empty() ? "" : *per_token.begin());
   std::stable_sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
     return std::tie(a.entry.layer, a.entry.kind) < std::tie(b.entry.layer, b.entry.kind);
   });
   data->memory = Buffer(total);
   char* at = static_cast<char*>(data->memory.data());
   for (const Found& f : found) {
-    const Tensor tensor(at, DType::f32, f.entry.shape);
+    const Tensor tensor(at, DType::f32, f.shape);
     if (tensor.bytes() > 0) std::memcpy(at, f.bytes, static_cast<size_t>(tensor.bytes()));
     at += tensor.bytes();
     data->entries.push_back(f.entry);
@@ -107,7 +159,7 @@ State State::parse(Bytes bytes, const std::string& what) {
 
 bool State::operator==(const State& other) const {
   const Data &a = *data_, &b = *other.data_;
-  if (a.entries != b.entries || a.tokens != b.tokens || a.pending != b.pending) return false;
+  if (a.entries != b.entries || a.length != b.length || a.tokens != b.tokens || a.pending != b.pending) return false;
   for (size_t i = 0; i < a.tensors.size(); ++i) {
     const auto bytes = static_cast<size_t>(a.tensors[i].bytes());
     if (bytes > 0 && std::memcmp(a.tensors[i].data, b.tensors[i].data, bytes) != 0) return false;

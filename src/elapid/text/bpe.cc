@@ -123,6 +123,24 @@ Bpe::Bpe(const Json& json, bool spells_bytes, const std::string& what) : spells_
   cache_owner_ = next_cache_owner.fetch_add(2);
 }
 
+Bpe::Bpe(BpeParts parts)
+    : vocabulary_(std::move(parts.vocabulary)),
+      merges_(parts.merges.size()),
+      spells_bytes_(false),
+      fuse_unknown_(true),
+      unknown_(parts.unknown),
+      byte_token_(parts.byte_tokens),
+      cache_owner_(next_cache_owner.fetch_add(2)),
+      can_cut_(true) {
+  for (const auto& [token, id] : vocabulary_) longest_token_ = std::max(longest_token_, token.size());
+  for (const BpeParts::Merge& merge : parts.merges) {
+    merges_.set(pair_key(static_cast<uint64_t>(merge.left), static_cast<uint64_t>(merge.right)),
+                {merge.rank, merge.result});
+    merge_results_.push_back(merge.result);
+  }
+  fill_units();
+}
+
 void Bpe::read_merges(const Json& merges, const std::string& what) {
   require(merges.is_array(), what, ": \"merges\" must be an array, got ", merges.type_name());
   merges_ = FlatMap<Merge>(merges.size());

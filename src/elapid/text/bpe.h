@@ -19,11 +19,24 @@
 
 namespace elapid {
 
+// A vocabulary and its merges in whatever form a file has them.
+struct BpeParts {
+  struct Merge {
+    TokenId left = 0, right = 0, result = 0;
+    int32_t rank = 0;  // several may be equal: the leftmost in the text is first then
+  };
+  std::unordered_map<std::string, TokenId> vocabulary;
+  std::vector<Merge> merges;
+  std::array<int64_t, 256> byte_tokens{};  // what stands for the bytes of an unknown character, or -1
+  std::optional<TokenId> unknown;          // several in a row are one
+};
+
 class Bpe {
  public:
   // The "model" of a tokenizer file. `spells_bytes`: words are byte strings whose bytes the vocabulary spells as in
   // byte_level.h.
   Bpe(const Json& json, bool spells_bytes, const std::string& what);
+  explicit Bpe(BpeParts parts);
 
   // As in the file.
   [[nodiscard]] const std::unordered_map<std::string, TokenId>& vocabulary() const { return vocabulary_; }

@@ -17,14 +17,19 @@ struct StreamDecoder::Impl {
   std::vector<std::string> stop_strings;
   TextSink sink;
   Chain chain;
-  std::string pending;  // decoded, but the end of it may begin a stop string
-  size_t searched = 0;  // no stop string ends within so much of it
+  bool skip_first = false;  // the next character is the one that stands for the text before
+  std::string pending;      // decoded, but the end of it may begin a stop string
+  size_t searched = 0;      // no stop string ends within so much of it
 };
 
-StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string> stop_strings) {
+StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string> stop_strings, bool continues) {
   for (const std::string& stop : stop_strings)
     require(!stop.empty(), "stream decoder: a stop string must not be empty");
   impl_ = std::make_unique<Impl>(tokenizer, std::move(stop_strings));
+  if (!continues) return;
+  impl_->skip_first = true;
+  impl_->chain.front().begin(false);
+  impl_->chain.front().feed("x", true);
 }
 StreamDecoder::StreamDecoder(StreamDecoder&&) noexcept = default;
 StreamDecoder& StreamDecoder::operator=(StreamDecoder&&) noexcept = default;
@@ -46,7 +51,12 @@ std::string StreamDecoder::finish() {
 
 std::string StreamDecoder::release(bool everything) {
   std::string& pending = impl_->pending;
+  const size_t before = pending.size();
   pending += impl_->sink.take();
+  if (impl_->skip_first && pending.size() > before) {
+    pending.erase(before, 1);
+    impl_->skip_first = false;
+  }
   const std::vector<std::string>& stops = impl_->stop_strings;
   for (size_t end = impl_->searched + 1; end <= pending.size() && !stops.empty(); ++end) {
     const std::string_view seen = std::string_view(pending).substr(0, end);

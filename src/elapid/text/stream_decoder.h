@@ -17,8 +17,10 @@ namespace elapid {
 // stop string that is complete first counts, the longest of those that end together.
 class StreamDecoder {
  public:
-  // The tokenizer must outlive the decoder.
-  explicit StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string> stop_strings = {});
+  // The tokenizer must outlive the decoder. `continues`: the tokens go on after a text, so that a space in front of the
+  // first is one, which decoders drop that stand for a space added in front of every text.
+  explicit StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string> stop_strings = {},
+                         bool continues = false);
   StreamDecoder(StreamDecoder&&) noexcept;
   StreamDecoder& operator=(StreamDecoder&&) noexcept;
   ~StreamDecoder();

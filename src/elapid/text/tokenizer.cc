@@ -22,8 +22,8 @@ constexpr int64_t kMaxFile = int64_t{1} << 28;
 // Text → added tokens, normalizer, added tokens, pre-tokenizer, BPE → ids.
 class EncodeChain {
  public:
-  explicit EncodeChain(const Tokenizer::Impl& impl)
-      : bpe_(*impl.bpe, output_), chain_(factories(impl, output_), bpe_) {}
+  EncodeChain(const Tokenizer::Impl& impl, const EncodeOptions& options)
+      : bpe_(*impl.bpe, output_), chain_(factories(impl, options, output_), bpe_) {}
 
   void begin() { chain_.front().begin(true); }
   void feed(std::string_view text, bool last, std::vector<TokenId>& out) {
@@ -32,12 +32,14 @@ class EncodeChain {
   }
 
  private:
-  static std::vector<StageFactory> factories(const Tokenizer::Impl& impl, TokenOutput& output) {
+  static std::vector<StageFactory> factories(const Tokenizer::Impl& impl, const EncodeOptions& options,
+                                             TokenOutput& output) {
     std::vector<StageFactory> all;
     const auto add_tokens = [&](const AddedTokenSet& tokens) {
       if (tokens.empty()) return;
       all.emplace_back([&](Stage& next) { return std::make_unique<AddedTokenStage>(next, tokens, output); });
     };
+    if (options.control_tokens) add_tokens(impl.control_tokens);
     add_tokens(impl.raw_tokens);
     all.insert(all.end(), impl.normalizer.begin(), impl.normalizer.end());
     add_tokens(impl.normalized_tokens);
@@ -77,6 +79,28 @@ Tokenizer::Impl::Impl(const Json& json, const std::string& name) : what(name) {
   }
   add_tokens(part("added_tokens"));
   read_post_processor(part("post_processor"), what + " post_processor");
+}
+
+Tokenizer::Impl::Impl(const SentencePieceModel& model, const std::string& name) : what(name) {
+  normalizer = {model.normalizer()};
+  decoder = {model.decoder()};
+  bpe.emplace(model.bpe(what));
+  entries.resize(model.pieces.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const SentencePieceModel::Piece& piece = model.pieces[i];
+    const auto id = static_cast<TokenId>(i);
+    if (!ids.emplace(piece.text, id).second)
+      fail(concat(what, ": pieces must differ, got ", quote(piece.text), " twice"));
+    const bool control = piece.type == SentencePieceModel::Type::control;
+    entries[i] = {true, control, control, piece.text, piece.text};
+    if (piece.type == SentencePieceModel::Type::unknown) entries[i].decoded = model.unknown_surface;
+    AddedToken token{.id = id, .content = piece.text, .special = control};
+    if (control) control_tokens.add(token, piece.text, what);
+    if (piece.type == SentencePieceModel::Type::user_defined) normalized_tokens.add(token, piece.text, what);
+  }
+  if (model.bos) bos = {*model.bos};
+  if (model.eos) eos = {*model.eos};
+  prefix = bos;
 }
 
 const Tokenizer::Impl::Entry& Tokenizer::Impl::entry(TokenId id) const {
@@ -171,8 +195,10 @@ void Tokenizer::Impl::configure(const Json& config, const std::string& where) {
   require(config.is_object(), where, ": must be an object, got ", config.type_name());
   // transformers 5 replaces the post-processor once either flag is given, and leaves out a token that has no name.
   if (!has_field(config, "add_bos_token") && !has_field(config, "add_eos_token")) return;
-  const auto named = [&](const char* flag, const char* key) -> std::vector<TokenId> {
-    if (!bool_field(config, flag, false, where) || !has_field(config, key)) return {};
+  const auto named = [&](const char* flag, const char* key, const std::vector<TokenId>& own,
+                         bool otherwise) -> std::vector<TokenId> {
+    if (!bool_field(config, flag, otherwise, where)) return {};
+    if (!has_field(config, key)) return own;
     const Json& value = config.at(key);
     const std::string token =
         value.is_object() ? string_field(value, "content", where) : string_field(config, key, where);
@@ -180,8 +206,8 @@ void Tokenizer::Impl::configure(const Json& config, const std::string& where) {
     require(found != ids.end(), where, ": the ", key, " ", quote(token), " is not in the vocabulary");
     return {found->second};
   };
-  prefix = named("add_bos_token", "bos_token");
-  suffix = named("add_eos_token", "eos_token");
+  prefix = named("add_bos_token", "bos_token", bos, !bos.empty());
+  suffix = named("add_eos_token", "eos_token", eos, false);
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -189,11 +215,27 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
+std::optional<std::filesystem::path> Tokenizer::find(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  for (const char* const name : {"tokenizer.json", "tokenizer.model.v3", "tokenizer.model"}) {
+    if (std::filesystem::exists(folder / name, ignored)) return folder / name;
+  }
+  return {};
+}
+
 Tokenizer Tokenizer::load(const std::filesystem::path& folder_or_file) {
   std::error_code ignored;
-  const bool folder = std::filesystem::is_directory(folder_or_file, ignored);
-  const std::filesystem::path file = folder ? folder_or_file / "tokenizer.json" : folder_or_file;
-  Tokenizer tokenizer = parse(read_text_file(file, kMaxFile), file.string());
+  std::filesystem::path file = folder_or_file;
+  if (std::filesystem::is_directory(folder_or_file, ignored)) {
+    const auto found = find(folder_or_file);
+    require(found.has_value(), folder_or_file.string(),
+            ": must have tokenizer.json, tokenizer.model.v3 or tokenizer.model, got none of them (for a raw "
+            "state-spaces folder, the tokenizer.json of EleutherAI/gpt-neox-20b)");
+    file = *found;
+  }
+  const std::string content = read_text_file(file, kMaxFile);
+  const bool model = file.filename().string().find(".model") != std::string::npos;
+  Tokenizer tokenizer = model ? parse_sentencepiece(content, file.string()) : parse(content, file.string());
   const std::filesystem::path config = file.parent_path() / "tokenizer_config.json";
   // A link that leads nowhere is a file that cannot be read, not an absent one.
   if (std::filesystem::symlink_status(config, ignored).type() != std::filesystem::file_type::not_found) {
@@ -206,13 +248,17 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& what) {
   return Tokenizer(std::make_unique<Impl>(parse_json(json, what), what));
 }
 
+Tokenizer Tokenizer::parse_sentencepiece(std::string_view bytes, const std::string& what) {
+  return Tokenizer(std::make_unique<Impl>(SentencePieceModel::parse(bytes, what), what));
+}
+
 std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   const size_t valid = unicode::valid_utf8_prefix(text);
   require(valid == text.size(), "encode: the text must be valid UTF-8, got an invalid byte at offset ", valid);
   std::vector<TokenId> out;
   out.reserve(text.size() / 4 + 8);
   if (options.add_special_tokens) append(out, impl_->prefix);
-  EncodeChain chain(*impl_);
+  EncodeChain chain(*impl_, options);
   chain.begin();
   chain.feed(text, true, out);
   if (options.add_special_tokens) append(out, impl_->suffix);
@@ -245,7 +291,7 @@ bool Tokenizer::is_special(TokenId id) const { return impl_->entry(id).special; 
 
 struct EncodeStream::Impl {
   Impl(const Tokenizer& tokenizer, EncodeOptions options)
-      : chain(tokenizer.impl()),
+      : chain(tokenizer.impl(), options),
         prefix(options.add_special_tokens ? tokenizer.impl().prefix : std::vector<TokenId>{}),
         suffix(options.add_special_tokens ? tokenizer.impl().suffix : std::vector<TokenId>{}) {
     chain.begin();

@@ -1,7 +1,8 @@
 #pragma once
 
 // Text ↔ token ids, as a checkpoint's tokenizer.json (the `tokenizers` package's format) says, byte for byte: BPE
-// models with the added tokens, normalizers, pre-tokenizers, post-processors and decoders that go with them.
+// models with the added tokens, normalizers, pre-tokenizers, post-processors and decoders that go with them. Or as its
+// SentencePiece model says (see sentencepiece.h).
 // "truncation" and "padding" are properties of a caller's batch, not of the text, and are not applied (transformers
 // resets them, too).
 
@@ -19,19 +20,27 @@
 namespace elapid {
 
 struct EncodeOptions {
-  bool add_special_tokens =
-      true;  // what the post-processor adds (a leading bos, say); never what the text itself spells
+  // What the post-processor adds (a leading bos, say); never what the text itself spells.
+  bool add_special_tokens = true;
+  // Of a SentencePiece model: a control token that the text spells is that token, as in a rendered chat template,
+  // rather than the letters. A tokenizer.json says that itself.
+  bool control_tokens = false;
 };
 
 class Tokenizer {
  public:
-  // A folder with tokenizer.json, or that file itself. An Error names what the engine does not know rather than
-  // guessing. A tokenizer_config.json beside it counts as it does in transformers 5: once it says add_bos_token or
-  // add_eos_token (true or false), exactly the bos_token and eos_token that they ask for are added, in place of the
-  // file's post-processor.
+  // A folder with tokenizer.json, else tokenizer.model.v3, else tokenizer.model, or such a file itself. An Error names
+  // what the engine does not know rather than guessing. A tokenizer_config.json beside it counts as it does in
+  // transformers 5: once it says add_bos_token or add_eos_token (true or false), exactly the bos_token and eos_token
+  // that they ask for are added, in place of the file's post-processor. A SentencePiece model adds its bos unless
+  // add_bos_token is false.
   static Tokenizer load(const std::filesystem::path& folder_or_file);
+  // The file in a folder that load() would take.
+  static std::optional<std::filesystem::path> find(const std::filesystem::path& folder);
   // From the bytes of a tokenizer.json; `what` names it in errors.
   static Tokenizer parse(std::string_view json, const std::string& what);
+  // From the bytes of a SentencePiece model.
+  static Tokenizer parse_sentencepiece(std::string_view bytes, const std::string& what);
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;

@@ -4,6 +4,7 @@
 
 #include "elapid/text/added_tokens.h"
 #include "elapid/text/bpe.h"
+#include "elapid/text/sentencepiece.h"
 #include "elapid/text/stage.h"
 #include "elapid/text/tokenizer.h"
 
@@ -25,6 +26,7 @@ struct Tokenizer::Impl {
   };
 
   Impl(const Json& json, const std::string& what);
+  Impl(const SentencePieceModel& model, const std::string& what);
   // add_bos_token and add_eos_token of a tokenizer_config.json.
   void configure(const Json& config, const std::string& what);
 
@@ -33,11 +35,13 @@ struct Tokenizer::Impl {
 
   std::string what;
   AddedTokenSet raw_tokens, normalized_tokens;
+  AddedTokenSet control_tokens;  // raw ones, looked for only when asked
   std::vector<StageFactory> normalizer;
   std::vector<StageFactory> pre_tokenizer;
   std::vector<StageFactory> decoder;
   std::optional<Bpe> bpe;
   std::vector<TokenId> prefix, suffix;  // what the post-processor adds
+  std::vector<TokenId> bos, eos;        // of a SentencePiece model, where the configuration names none
   std::vector<Entry> entries;           // by id
   std::unordered_map<std::string, TokenId> ids;
 

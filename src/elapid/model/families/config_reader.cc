@@ -175,6 +175,12 @@ void ConfigReader::harmless(std::initializer_list<std::string_view> keys) {
   for (const std::string_view key : keys) read_.emplace(key);
 }
 
+void ConfigReader::finish_part() {
+  for (const auto& [key, v] : json_.items()) {
+    require(read_.contains(key), name_of_key(key), ": must be a key that this engine knows, got ", describe(v));
+  }
+}
+
 void ConfigReader::finish(ModelConfig& config) {
   config.eos_ids = integers("eos_token_id");
   // transformers 5 writes dtype, earlier releases torch_dtype.

@@ -34,6 +34,9 @@ class ConfigReader {
 
   [[nodiscard]] std::string name_of_key(const std::string& key) const { return what_ + ": " + key; }
 
+  // For an object inside the configuration: a key that nobody read is an Error.
+  void finish_part();
+
   // Fills what every family shares (eos_ids, torch_dtype) and unknown_keys. A key that no family reads here but that is
   // known to change the mathematics somewhere is an Error unless its value says "off".
   void finish(ModelConfig& config);

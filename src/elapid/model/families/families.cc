@@ -5,7 +5,10 @@ namespace elapid {
 namespace {
 
 // An explicit list: no registration at start-up, nothing a linker could drop.
-constexpr const Family* kFamilies[] = {&kMamba2Family};
+constexpr const Family* kFamilies[] = {
+    &kBambaFamily,     &kFalconH1Family, &kFalconMambaFamily, &kGraniteMoeFamily, &kGraniteMoeHybridFamily,
+    &kJambaFamily,     &kMamba2Family,   &kMambaFamily,       &kMambaSsmFamily,   &kMistralMambaFamily,
+    &kNemotronHFamily, &kZamba2Family};
 
 }  // namespace
 

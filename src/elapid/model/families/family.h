@@ -50,7 +50,8 @@ struct Family {
   bool (*ignores)(std::string_view name) = nullptr;
 };
 
-extern const Family kMamba2Family;
+extern const Family kBambaFamily, kFalconH1Family, kFalconMambaFamily, kGraniteMoeFamily, kGraniteMoeHybridFamily,
+    kJambaFamily, kMamba2Family, kMambaFamily, kMambaSsmFamily, kMistralMambaFamily, kNemotronHFamily, kZamba2Family;
 
 // An Error naming the known families when there is none of this name.
 const Family& find_family(std::string_view model_type, const std::string& what);

@@ -2,24 +2,12 @@
 #include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/families/names.h"
-
-#include <cmath>
+#include "elapid/model/families/read.h"
 
 // transformers' Mamba2ForCausalLM (models/mamba2): n × [Mamba2]. Defaults are Mamba2Config's.
 
 namespace elapid {
 namespace {
-
-void read_time_step_limit(ConfigReader& reader, Mamba2Config& mixer) {
-  const Json& limit = reader.value("time_step_limit");
-  if (limit.is_null()) return;
-  const std::string what = reader.name_of_key("time_step_limit");
-  require(limit.is_array() && limit.size() == 2, what, ": must be a list of two numbers, got ", limit.type_name());
-  mixer.dt_min = static_cast<float>(json_number(limit[0], what));
-  mixer.dt_max = static_cast<float>(json_number(limit[1], what));
-  require(std::isfinite(mixer.dt_min) && mixer.dt_min <= mixer.dt_max, what,
-          ": must be finite and not above its end, got ", mixer.dt_min, " to ", mixer.dt_max);
-}
 
 ModelConfig read_config(const Json& json, const std::string& what) {
   ConfigReader reader(json, what);
@@ -28,9 +16,7 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   config.family = kMamba2Family.model_type;
   config.vocab = reader.integer("vocab_size", 32768, 1, ConfigReader::kMostVocab);
   config.d_model = reader.integer("hidden_size", 4096, 1, kMost);
-  config.norm.eps = static_cast<float>(reader.number("layer_norm_epsilon", 1e-5));
-  require(config.norm.eps >= 0 && std::isfinite(config.norm.eps), reader.name_of_key("layer_norm_epsilon"),
-          ": must be finite and not negative, got ", config.norm.eps);
+  config.norm.eps = read_epsilon(reader, "layer_norm_epsilon", 1e-5);
   config.tied_head = reader.boolean("tie_word_embeddings", false);
 
   Mamba2Config mixer{.d_model = config.d_model,
@@ -39,29 +25,19 @@ ModelConfig read_config(const Json& json, const std::string& what) {
                      .head_dim = reader.integer("head_dim", 64, 1, kMost),
                      .groups = reader.integer("n_groups", 8, 1, kMost),
                      .d_conv = reader.integer("conv_kernel", 4, 1, kMostConvTaps),
-                     .proj_bias = reader.boolean("use_bias", false),
+                     .in_bias = reader.boolean("use_bias", false),
                      .conv_bias = reader.boolean("use_conv_bias", true),
                      .norm_eps = config.norm.eps};
-  read_time_step_limit(reader, mixer);
+  mixer.out_bias = mixer.in_bias;
+  read_time_step_limit(reader, "time_step_limit", mixer);
   const int64_t expand = reader.integer("expand", 2, 1, kMost);
-  require(mixer.heads * mixer.head_dim == expand * config.d_model, reader.name_of_key("num_heads"),
-          ": num_heads · head_dim must be expand · hidden_size, ", expand * config.d_model, ", got ", mixer.heads,
-          " · ", mixer.head_dim);
-  require(mixer.d_inner() <= kMost, reader.name_of_key("expand"), ": expand · hidden_size must be at most ", kMost,
-          ", got ", mixer.d_inner());
-  require(mixer.heads % mixer.groups == 0, reader.name_of_key("n_groups"), ": must divide num_heads, ", mixer.heads,
-          ", got ", mixer.groups);
-  require(mixer.groups * mixer.d_state <= kMost, reader.name_of_key("state_size"),
-          ": n_groups · state_size must be at most ", kMost, ", got ", mixer.groups, " · ", mixer.d_state);
-  const std::string act = reader.text("hidden_act", "silu");
-  require(act == "silu" || act == "swish", reader.name_of_key("hidden_act"), ": must be silu, got ", act);
+  check_mixer(reader, "num_heads", mixer, expand * config.d_model);
+  require(read_activation(reader, "hidden_act", "silu") == Activation::silu, reader.name_of_key("hidden_act"),
+          ": must be silu, got ", describe(reader.value("hidden_act")));
   require(reader.boolean("rms_norm", true), reader.name_of_key("rms_norm"), ": must be true, got false");
   // Published configs carry true, yet transformers always gates first; the folder is what transformers computes.
   if (reader.boolean("norm_before_gate", false)) {
     config.notes.emplace_back("norm_before_gate is ignored, as in transformers: the gate comes before the norm");
-  }
-  if (mixer.groups > 1) {
-    config.notes.emplace_back("the gated norm covers the whole width, as in transformers, not one group at a time");
   }
   // Initialization, training and kernel choices. Chunks do not change the result, and the residual is always float32.
   reader.harmless({"chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor",

@@ -1,6 +1,7 @@
 #include "elapid/core/error.h"
 #include "elapid/model/families/names.h"
 #include "elapid/model/families/read.h"
+#include "elapid/model/families/rope.h"
 
 #include <cmath>
 
@@ -84,12 +85,10 @@ AttentionLayer read_attention_layer(ConfigReader& reader, int64_t d_model) {
   attention.d_conv = reader.integer("d_conv", 0, 0, kMostConvTaps);
   attention.conv_bias = attention.d_conv > 0;  // whatever the projections have
   require(reader.boolean("causal", false), reader.name_of_key("causal"), ": must be true, got false");
-  attention.rotary_dim = reader.integer("rotary_emb_dim", 0, 0, attention.head_dim);
-  require(attention.rotary_dim % 2 == 0, reader.name_of_key("rotary_emb_dim"), ": must be even, got ",
-          attention.rotary_dim);
+  const int64_t rotary_dim = reader.integer("rotary_emb_dim", 0, 0, attention.head_dim);
   attention.rotary_interleaved = reader.boolean("rotary_emb_interleaved", false);
-  const double base = reader.number("rotary_emb_base", 10000);
-  set_rope(attention, Json{{"rope_type", "default"}, {"rope_theta", base}}, 0, reader.name_of_key("rotary_emb_base"));
+  const Json rope{{"rope_type", "default"}, {"rope_theta", reader.number("rotary_emb_base", 10000)}};
+  set_rope(attention, rope, rotary_dim, 0, reader.name_of_key("rotary_emb_dim"));
   layer.d_mlp = round_up(reader.integer("mlp_dim", 0, 0, kMost), 256) / 2;
   require(layer.d_mlp == 0 || !attention.out_bias, reader.name_of_key("mlp_dim"),
           ": must be 0 where out_proj has a bias, got ", 2 * layer.d_mlp);
@@ -124,9 +123,6 @@ ModelConfig read_config(const Json& json, const std::string& what) {
     mamba1 = read_mamba1(mixer_reader, config.d_model);
   } else {
     mamba2 = read_mamba2(mixer_reader, config.d_model);
-    if (mamba2.mixer.groups > 1 && mamba2.mixer.gated_norm) {
-      config.notes.emplace_back("the gated norm works per group, as these checkpoints were trained");
-    }
   }
   std::vector<bool> attends(static_cast<size_t>(layers), false);
   for (const int64_t i : reader.integers("attn_layer_idx")) {

@@ -10,4 +10,12 @@ namespace elapid {
 // ("backbone.layers.3.mixer.").
 void name_body(NameTable& table, const BodyConfig& body, const std::string& ours, const std::string& theirs);
 
+// Those of a Mamba-2 mixer besides its two projections; `ours` ends in "mamba2.".
+void name_mamba2_rest(NameTable& table, const Mamba2Config& c, const std::string& ours, const std::string& theirs);
+
+// A whole decoder of Llama's build: model.layers.N holds input_layernorm and mamba or self_attn (or both), then
+// `second_norm` and what `feeding` ("feed_forward.") holds; `final_norm` and lm_head follow.
+void name_decoder(NameTable& table, const ModelConfig& config, const std::string& second_norm,
+                  const std::string& feeding, const std::string& final_norm);
+
 }  // namespace elapid

@@ -1,6 +1,7 @@
 #include "elapid/model/families/read.h"
 
 #include "elapid/core/error.h"
+#include "elapid/model/families/rope.h"
 
 #include <algorithm>
 #include <cmath>
@@ -116,10 +117,8 @@ void read_rope(ConfigReader& reader, AttentionConfig& attention, double otherwis
   const double part = json_number(rope["partial_rotary_factor"], reader.name_of_key("partial_rotary_factor"));
   require(part > 0 && part <= 1, reader.name_of_key("partial_rotary_factor"), ": must be above 0 and at most 1, got ",
           part);
-  attention.rotary_dim = static_cast<int64_t>(static_cast<double>(attention.head_dim) * part);
-  require(attention.rotary_dim % 2 == 0, reader.name_of_key("partial_rotary_factor"),
-          ": must rotate an even number of a head's elements, got ", attention.rotary_dim);
-  set_rope(attention, rope, reader.integer("max_position_embeddings", 2048, 1, int64_t{1} << 40),
+  const auto rotary_dim = static_cast<int64_t>(static_cast<double>(attention.head_dim) * part);
+  set_rope(attention, rope, rotary_dim, reader.integer("max_position_embeddings", 2048, 1, int64_t{1} << 40),
            reader.name_of_key("rope_parameters"));
 }
 

@@ -110,10 +110,11 @@ NameTable names(const ModelConfig& config) {
       table.rename(ours + "norm.weight", shared + "input_layernorm.weight");
       name_body(table, body, ours, shared + "self_attn.");
       if (attention->adapter_rank > 0) {
+        const std::string to = ours + "attention.adapter.";
         for (const char* part : {"q", "k", "v"}) {
           const std::string from = concat(shared, "self_attn.linear_", part, "_adapter_list.", use, ".");
-          table.rename(concat(ours, "attention.", part, "_adapter.a.weight"), from + "0.weight");
-          table.rename(concat(ours, "attention.", part, "_adapter.b.weight"), from + "1.weight");
+          table.append(to + "a.weight", from + "0.weight", {attention->adapter_rank, attention->d_in});
+          table.rename(concat(to, "b_", part, ".weight"), from + "1.weight");
         }
       }
     } else if (const auto* mlp = std::get_if<MlpConfig>(&body)) {

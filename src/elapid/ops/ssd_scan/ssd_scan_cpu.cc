@@ -1,4 +1,4 @@
-#include "elapid/cpu/simd.h"
+#include "elapid/cpu/tile.h"
 #include "elapid/ops/math.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
 
@@ -12,75 +12,10 @@
 namespace elapid {
 namespace {
 
-#if defined(ELAPID_FEWER_TILES)  // sanitizers: the same code in fewer instances
-constexpr int kRows = 2, kVectors = 2;
-#elif defined(ELAPID_ISA_AVX512)
-constexpr int kRows = 6, kVectors = 4;  // 24 accumulators
-#elif defined(ELAPID_ISA_AVX2)
-constexpr int kRows = 6, kVectors = 1;
-#else
-constexpr int kRows = 2, kVectors = 1;
-#endif
-
 // e^−200 is zero in float32; a bound keeps the running sum of a chunk finite when A or dt is absurd, and −∞ − −∞ away.
 constexpr float kLowestDecay = -200.0f;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// The a-side of a product: element (row, k).
-struct Left {
-  const float* data;
-  int64_t row_stride, k_stride;
-};
-// The b-side: row k holds vectors of neighbouring columns.
-struct Right {
-  const float* data;
-  int64_t k_stride;
-};
-
-template <int rows, int vectors>
-struct Tile {
-  F32 v[rows][vectors];
-
-  ELAPID_INLINE void clear() {
-    static_for<rows>([&](auto r)
-                         ELAPID_LAMBDA { static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = zero(); }); });
-  }
-  // v += a · b over k in [0, depth)
-  ELAPID_INLINE void multiply(const Left& a, const Right& b, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k) {
-      F32 right[vectors];
-      static_for<vectors>([&](auto c) ELAPID_LAMBDA { right[c] = load(b.data + k * b.k_stride + c * kLanes); });
-      static_for<rows>([&](auto r) ELAPID_LAMBDA {
-        const F32 left = broadcast(a.data[r * a.row_stride + k * a.k_stride]);
-        static_for<vectors>([&](auto c) ELAPID_LAMBDA { v[r][c] = fma(left, right[c], v[r][c]); });
-      });
-    }
-  }
-};
-
-// Covers [0, rows) × [0, columns) with tiles: f(row, column, Constant rows, Constant vectors).
-// `columns` is a multiple of 16.
-template <class F>
-ELAPID_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
-  for (int64_t row = 0; row < rows; row += kRows) {
-    const int64_t height = smaller(kRows, rows - row);
-    for (int64_t column = 0; column < columns;) {
-      const int64_t left = (columns - column) / kLanes;
-      const bool wide = left >= kVectors;
-      static_for<kRows>([&](auto h) ELAPID_LAMBDA {
-        if (height == h + 1) {
-          if (wide) {
-            f(row, column, Constant<h + 1>{}, Constant<kVectors>{});
-          } else {
-            f(row, column, Constant<h + 1>{}, Constant<1>{});
-          }
-        }
-      });
-      column += wide ? kVectors * kLanes : kLanes;
-    }
-  }
-}
 
 // scores[i, j] = C[i] · B[j] for j ≤ i (above the diagonal: garbage, never read unmasked). b_transposed [d_state, 64].
 void chunk_scores(const SsdScanForward& a, int64_t token, int64_t length, int64_t group, float* scores,
@@ -196,7 +131,7 @@ class HeadScan {
       // Tiles of several rows read up to the last row's diagonal.
       const int64_t filled = i / kLanes * kLanes + kLanes;
       for (int64_t j = i + 1; j < filled; ++j) mixed[j] = 0;
-      for (int64_t j = filled; j < smaller(i + kRows, rounded); ++j) mixed[j] = 0;
+      for (int64_t j = filled; j < smaller(i + kTileRows, rounded); ++j) mixed[j] = 0;
     }
     for (int64_t i = 0; i < length; ++i) {
       const float* x = a_.in.x.row<float>(token + i) + head_ * a_.head_dim;
