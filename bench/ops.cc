@@ -1,11 +1,11 @@
-// Speed of single operators at the shapes of mamba2-130m and mamba2-1.3b, and of the experts of PowerMoE-3b, on all
-// usable cores:
+// Speed of single operators at the shapes of mamba2-130m, mamba2-1.3b, mamba-130m and mamba-2.8b, and of the experts of
+// PowerMoE-3b, on all usable cores:
 //
 //   apt-get install libbenchmark-dev && cmake --preset release -DELAPID_BENCH=ON && cmake --build --preset release
 //   build/release/bench/elapid_ops_bench [--benchmark_filter=matmul]        ELAPID_FORCE_ISA picks a lower level
 //
 // Counters, a second: bytes of weights and state that must come from memory, FLOP of the arithmetic in the operator's
-// definition. The first row holds this machine's ceilings for both, on as many threads.
+// definition, exponentials of decays. The first row holds this machine's ceilings for all three, on as many threads.
 
 #include "elapid/core/error.h"
 #include "elapid/core/random.h"
@@ -17,6 +17,7 @@
 #include "elapid/ops/matmul/matmul.h"
 #include "elapid/ops/moe/moe.h"
 #include "elapid/ops/rms_norm/rms_norm.h"
+#include "elapid/ops/selective_scan/selective_scan.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
 
 #include <benchmark/benchmark.h>
@@ -40,6 +41,12 @@ struct ModelSizes {
   [[nodiscard]] int64_t in_proj() const { return d_inner() + conv_dim() + heads; }
 };
 constexpr ModelSizes kModels[] = {{"130m", 768, 24, 50288}, {"1.3b", 2048, 64, 50288}};
+
+struct Mamba1Sizes {
+  const char* name;
+  int64_t d_inner, dt_rank, d_state = 16;
+};
+constexpr Mamba1Sizes kMamba1Models[] = {{"mamba-130m", 1536, 48}, {"mamba-2.8b", 5120, 160}};
 
 // Threads, memory and a context that live as long as the benchmarks.
 class Machine {
@@ -89,9 +96,14 @@ void set_operations(benchmark::State& state, int64_t operations) {
 void ceilings(benchmark::State& state) {
   Context ctx = machine().ctx();
   Ceilings best;
-  for ([[maybe_unused]] auto _ : state) best = measure_ceilings(ctx);
+  double exponentials = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    best = measure_ceilings(ctx);
+    exponentials = measure_exponentials(ctx);
+  }
   state.counters["bytes"] = best.read_gb_s * 1e9;
   state.counters["FLOP"] = best.tflops * 1e12;
+  state.counters["exp"] = exponentials;
 }
 
 // Enough copies of the weights that no cache holds them all, as in a model of many layers: each call takes the next.
@@ -213,6 +225,42 @@ void scan(benchmark::State& state, const ModelSizes& m, int64_t sequences, int64
   state.SetItemsProcessed(state.iterations() * tokens);
 }
 
+// As scan(), of Mamba-1; A is streamed beside the state.
+void selective(benchmark::State& state, const Mamba1Sizes& m, int64_t sequences, int64_t length) {
+  Context ctx = machine().ctx();
+  const Arena::Scope scope(ctx.arena);
+  const int64_t tokens = sequences * length, state_floats = m.d_inner * m.d_state;
+  const int64_t pools = length == 1 ? 1 + (int64_t{256} << 20) / ((sequences + 1) * state_floats * 4) : 1;
+  const Tensor xz = machine().tensor({tokens, 2 * m.d_inner});
+  const Tensor projected = machine().tensor({tokens, m.dt_rank + 2 * m.d_state});
+  SelectiveScan in;
+  in.x = machine().tensor({tokens, m.d_inner});
+  in.dt = machine().tensor({tokens, m.d_inner}, 2, -4);
+  in.B = projected.columns(m.dt_rank, m.dt_rank + m.d_state);
+  in.C = projected.columns(m.dt_rank + m.d_state, projected.cols());
+  in.D = machine().tensor({m.d_inner});
+  in.dt_bias = machine().tensor({m.d_inner});
+  in.z = xz.columns(m.d_inner, xz.cols());
+  const Batch batch = batch_of(std::vector<int64_t>(static_cast<size_t>(sequences), length), true);
+  std::vector<Tensor> states, decays;
+  for (int64_t i = 0; i < pools; ++i) {
+    states.push_back(machine().tensor({sequences, m.d_inner, m.d_state}));
+    decays.push_back(machine().tensor({m.d_inner, m.d_state}, 7.5f, -8.5f));
+  }
+  size_t next = 0;
+  for ([[maybe_unused]] auto _ : state) {
+    const Arena::Scope step(ctx.arena);
+    in.A = decays[next];
+    benchmark::DoNotOptimize(selective_scan(ctx, in, batch, states[next]).data);
+    next = (next + 1) % states.size();
+  }
+  if (length == 1) set_bytes(state, (2 * sequences + 1) * state_floats * 4);  // state read and written, A read
+  set_operations(state, 6 * tokens * state_floats);  // the exponent, decay, dt · x · B and its sum, C · h
+  state.counters["exp"] =
+      benchmark::Counter(static_cast<double>(tokens * state_floats), benchmark::Counter::kIsIterationInvariantRate);
+  state.SetItemsProcessed(state.iterations() * tokens);
+}
+
 void conv(benchmark::State& state, const ModelSizes& m, int64_t sequences, int64_t length) {
   Context ctx = machine().ctx();
   const Arena::Scope scope(ctx.arena);
@@ -286,6 +334,16 @@ void add(const std::string& name, const std::function<void(benchmark::State&)>& 
 
 void add_all() {
   benchmark::RegisterBenchmark("ceilings", ceilings)->Iterations(1)->UseRealTime();
+  for (const Mamba1Sizes& m : kMamba1Models) {
+    for (const int64_t length : {64, 512, 2048}) {
+      add(concat("selective_scan/", m.name, "/prefill:", length),
+          [=](benchmark::State& state) { selective(state, m, 1, length); });
+    }
+    for (const int64_t sequences : {1, 4, 16}) {
+      add(concat("selective_scan/", m.name, "/step:", sequences),
+          [=](benchmark::State& state) { selective(state, m, sequences, 1); });
+    }
+  }
   const struct {
     const char* name;
     int64_t heads, kv_heads, head_dim;

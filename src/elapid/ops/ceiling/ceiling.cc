@@ -40,4 +40,17 @@ Ceilings measure_ceilings(Context& ctx, double seconds) {
   return best;
 }
 
+double measure_exponentials(Context& ctx, double seconds) {
+  double best = 0;
+  const Arena::Scope scope(ctx.arena);
+  const Tensor sums = ctx.arena.alloc({ctx.threads.size()}, DType::f32);
+  const int64_t rounds = 100;
+  for (double spent = 0; spent < seconds;) {
+    const double s = seconds_of([&] { launch(ctx, Exponentials{sums, rounds}); });
+    best = std::max(best, static_cast<double>(rounds * kExponentials) * ctx.threads.size() / s);
+    spent += s;
+  }
+  return best;
+}
+
 }  // namespace elapid

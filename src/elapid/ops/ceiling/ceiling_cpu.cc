@@ -31,4 +31,19 @@ void run(Cpu cpu, const MultiplyAdd& a) {
   });
 }
 
+void run(Cpu cpu, const Exponentials& a) {
+  parallel_for(cpu.threads, a.sums.size(), 1, [&](int64_t, int64_t, int worker) {
+    F32 total[4] = {zero(), zero(), zero(), zero()};
+    F32 rate = broadcast(0.01f);
+    const F32 more = broadcast(1e-7f);
+    for (int64_t i = 0; i < a.rounds * 1024; ++i) {
+      static_for<4>([&](auto j) ELAPID_LAMBDA {
+        total[j] = total[j] + exp2_product(rate, broadcast(-1.0f - static_cast<float>(j.value)));
+      });
+      rate = rate + more;
+    }
+    a.sums.ptr<float>()[worker] = sum((total[0] + total[1]) + (total[2] + total[3]));
+  });
+}
+
 }  // namespace elapid
