@@ -104,7 +104,7 @@ if ! ((fast)); then
   sanitized=(elapid elapid_core_test elapid_io_test elapid_ops_test elapid_state_test elapid_text_test)
   if step "address and undefined-behaviour sanitizer build" scripts/build.sh asan "${sanitized[@]}"; then
     run_tests "address and undefined-behaviour sanitizer tests" asan \
-      --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|install\.|cli\.(Bench|Generate|Score|States|Memory))|_NOT_BUILT$'
+      --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|install\.|cli\.(Bench|Chat|Generate|Score|States))|_NOT_BUILT$'
   fi
 
   # Address-space randomization beyond what gcc 12's runtime expects ends its programs at start.

@@ -281,14 +281,6 @@ class BadInput(CliTest):
                     self.refused(*command, "--model", path, stdin=b"some text", says="--model: must be a folder", code=1)
         self.refused("generate", "hi", "--save-state", loop / "state", says="--save-state")
 
-    def test_a_machine_without_more_threads(self):
-        # Each thread reserves its stack; the limit leaves room for few.
-        limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
-                   "--threads", "1000"]
-        done = subprocess.run(limited, capture_output=True, timeout=60)
-        self.assertEqual(done.returncode, 1, done.stderr)
-        self.assertRegex(done.stderr.decode(), r"\Aelapid: [^\n]+\n\Z")
-
     def test_a_penalty_that_no_logit_survives(self):
         self.refused("generate", "the old man said that he", "--model", STORYTELLER, "--repetition-penalty", "5e-324",
                      says=("repetition penalty", "4.94066e-324"))
@@ -848,6 +840,14 @@ class Memory(CliTest):
         shutil.copyfile(STORYTELLER / "tokenizer.json", model / "tokenizer.json")
         write_safetensors(model / "model.safetensors", arrays)
         return model
+
+    def test_a_machine_without_more_threads(self):
+        # Each thread reserves its stack; the limit leaves room for few.
+        limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
+                   "--threads", "1000"]
+        done = subprocess.run(limited, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"\Aelapid: [^\n]+\n\Z")
 
     def test_a_ten_times_longer_book_takes_no_more(self):
         book, long = self.folder / "book", self.folder / "long"
