@@ -5,7 +5,7 @@
 #
 #   --fast    the release build's tests alone
 #   --fuzz    also each fuzz target for 60 seconds
-#   --sweep   the tests' heavy sweeps too (ELAPID_SWEEP=1)
+#   --sweep   also what takes long: every test under the address sanitizer, and those that ELAPID_SWEEP=1 asks for
 #   --dev     also the comparisons with Python packages from PyPI, in build/venv
 #
 # Ends with "N passed, N failed" on a line of its own: tests over all runs, a step that broke counting as one failure.
@@ -13,12 +13,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=0 fuzz=0 dev=0 setup=(--test)
+fast=0 fuzz=0 dev=0 sweep=0 setup=(--test)
 for option in "$@"; do
   case $option in
     --fast) fast=1 ;;
     --fuzz) fuzz=1 setup+=(--fuzz) ;;
-    --sweep) export ELAPID_SWEEP=1 ;;
+    --sweep) sweep=1 && export ELAPID_SWEEP=1 ;;
     --dev) dev=1 setup+=(--dev) ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
     *) echo "test.sh: options are --fast, --fuzz, --sweep and --dev, got $option" >&2 && exit 2 ;;
@@ -99,9 +99,9 @@ if ! ((fast)); then
     fi
   done
 
-  # Where memory goes wrong: parsers, states, kernels, and the whole engine through the command and its bad inputs. The
-  # tests of models and inference compute much and add no code to that; time and memory are the release run's business.
-  sanitized=(elapid elapid_core_test elapid_io_test elapid_ops_test elapid_state_test elapid_text_test)
+  # Files, states, kernels and threads, and the whole engine through the command and its bad inputs.
+  sanitized=(elapid elapid_core_test elapid_io_test elapid_ops_test elapid_state_test)
+  ! ((sweep)) || sanitized=()
   if step "address and undefined-behaviour sanitizer build" scripts/build.sh asan "${sanitized[@]}"; then
     run_tests "address and undefined-behaviour sanitizer tests" asan \
       --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|install\.|cli\.(Bench|Chat|Generate|Score|States))|_NOT_BUILT$'
