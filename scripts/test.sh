@@ -5,7 +5,7 @@
 #
 #   --fast    the release build's tests alone
 #   --fuzz    also each fuzz target for 60 seconds
-#   --sweep   also what takes long: every test under the address sanitizer, and those that ELAPID_SWEEP=1 asks for
+#   --sweep   also what takes long: every test under the address sanitizer
 #   --dev     also the comparisons with Python packages from PyPI, in build/venv
 #
 # Ends with "N passed, N failed" on a line of its own: tests over all runs, a step that broke counting as one failure.
@@ -18,7 +18,7 @@ for option in "$@"; do
   case $option in
     --fast) fast=1 ;;
     --fuzz) fuzz=1 setup+=(--fuzz) ;;
-    --sweep) sweep=1 && export ELAPID_SWEEP=1 ;;
+    --sweep) sweep=1 ;;
     --dev) dev=1 setup+=(--dev) ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
     *) echo "test.sh: options are --fast, --fuzz, --sweep and --dev, got $option" >&2 && exit 2 ;;
