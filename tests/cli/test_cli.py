@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 from pathlib import Path
 
@@ -682,7 +683,8 @@ class Tokenize(CliTest):
         got = self.out("tokenize", "--tokenizer", model, "--no-special", stdin=stdin).decode().split("\n")
         self.assertEqual([list(map(int, line.split())) for line in got[:-1]], [ids for _, ids in lines])
         got = self.out("tokenize", "--tokenizer", model, "--decode", stdin=" ".join(map(str, lines[-1][1])).encode() + b"\n")
-        self.assertEqual(got.decode(), lines[-1][0] + "\n")
+        # A space and the character that stands for it are one to these models.
+        self.assertEqual(got.decode(), lines[-1][0].replace("\u2581", " ") + "\n")
 
     def test_a_folder_without_a_tokenizer_says_what_it_needs(self):
         model = self.model_copy(STORYTELLER)
@@ -780,15 +782,28 @@ class Chat(CliTest):
     def test_ctrl_c_ends_the_answer_alone(self):
         command = [ELAPID, "chat", "--model", self.model, "--greedy", "--ignore-eos", "--max-new-tokens", "1000000"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            # A key press may come between two answers, where it does nothing: presses go on until the answer ends.
+            answered = threading.Event()
+
+            def press():
+                while not answered.wait(0.2):
+                    process.send_signal(signal.SIGINT)
+
+            drain = threading.Thread(target=process.stdout.read)
+            drain.start()
             for line in (b"One\n", b"Two\n"):
+                answered.clear()
                 process.stdin.write(line)
                 process.stdin.flush()
-                self.assertTrue(process.stdout.read(1))
-                process.send_signal(signal.SIGINT)
+                presses = threading.Thread(target=press)
+                presses.start()
                 while process.stderr.readline()[:7] != b"prefill":
                     self.assertIsNone(process.poll())
+                answered.set()
+                presses.join()
             process.stdin.close()
             self.assertEqual(process.wait(60), 0)
+            drain.join()
 
 
 class Score(CliTest):

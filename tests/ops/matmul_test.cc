@@ -28,7 +28,7 @@ Operation make(Workbench& bench, const Case& c) {
   const Param weight = packed(bench, rows);
   Epilogue epilogue;
   epilogue.alpha = c.alpha;
-  if (c.bias) epilogue.bias = bench.param(bench.tensor({c.out}, kMixed));
+  if (c.bias) epilogue.bias = bench.tensor({c.out}, kMixed);
   if (c.add || c.in_place) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided);
   if (c.in_place) {
     epilogue.out = epilogue.add;
@@ -37,7 +37,7 @@ Operation make(Workbench& bench, const Case& c) {
   }
   if (epilogue.out) bench.writable(epilogue.out);
   const reference::MatmulInputs in{reference::matrix_of(x), reference::matrix_of(rows),
-                                   reference::matrix_of(epilogue.bias.value), reference::matrix_of(epilogue.add),
+                                   reference::matrix_of(epilogue.bias), reference::matrix_of(epilogue.add),
                                    static_cast<double>(c.alpha)};
   return {[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; }, {reference::matmul(in)}};
 }
@@ -160,7 +160,7 @@ TEST(Matmul, OperandsThatDoNotFitAreErrors) {
   EXPECT_THROW(matmul(ctx, x, bench.param(rows)), Error) << "not packed";
   EXPECT_THROW(matmul(ctx, x.columns(0, 0), packed(bench, bench.tensor({6, 0}, kMixed))), Error) << "no inputs";
   Epilogue bias;
-  bias.bias = bench.param(bench.tensor({5}, kMixed));
+  bias.bias = bench.tensor({5}, kMixed);
   EXPECT_THROW(matmul(ctx, x, weight, bias), Error);
   Epilogue add;
   add.add = bench.matrix(2, 6, kMixed, false);

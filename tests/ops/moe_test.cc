@@ -334,7 +334,7 @@ TEST(Combine, OperandsThatDoNotFitAreErrors) {
   Epilogue add, out, bias;
   add.add = bench.matrix(2, 10, kMixed, false);
   out.out = bench.matrix(3, 9, kMixed, false);
-  bias.bias = bench.param(bench.tensor({10}, kMixed));
+  bias.bias = bench.tensor({10}, kMixed);
   for (const Epilogue& bad : {add, out, bias}) EXPECT_THROW(combine(ctx, x, r, bad), Error);
   Routes far = r;
   far.rows = bench.integers({0, 1, 2, 3, 4, 6}).reshape({3, 2});

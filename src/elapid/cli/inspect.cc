@@ -63,9 +63,8 @@ void run(const Options& o) {
   print(concat("family                    ", config.family, "\nlayers                    ", config.layers(),
                "\nparameters                ", weights.parameters, "\nbytes                     ", weights.bytes,
                "\ndtypes                    ", dtype_text, "\nstate bytes per sequence  ", state_bytes,
-               "\nstate bytes per token     ", token_bytes,
-               "\nunknown config keys       ", join_lines(config.unknown_keys), "\nnotes                     ",
-               join_lines(config.notes), "\n"));
+               "\nstate bytes per token     ", token_bytes, "\nunknown config keys       ",
+               join_lines(config.unknown_keys), "\nnotes                     ", join_lines(config.notes), "\n"));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct Linear {
 
   // x [T, in] → [T, out]; `epilogue.bias` is this layer's own.
   Tensor operator()(Context& ctx, const Tensor& x, Epilogue epilogue = {}) const {
-    if (has_bias) epilogue.bias = bias;
+    if (has_bias) epilogue.bias = bias.value;  // a Param has a name, whose copy would allocate
     return matmul(ctx, x, weight, epilogue);
   }
 

@@ -80,15 +80,15 @@ Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue
   require(in >= 1, "matmul: ", weight.name, " must have at least one input, got ", in);
   require(x.dtype == DType::f32 && x.cols() == in, "matmul: x must be f32 with ", in, " columns for ", weight.name,
           ", got ", name_of(x.dtype), " with ", x.cols());
-  const Param& bias = epilogue.bias;
-  require(!bias || (bias.value.dtype == DType::f32 && bias.value.size() == out), "matmul: bias must be f32 with ", out,
-          " elements, got ", bias.value.size());
+  const Tensor& bias = epilogue.bias;
+  require(!bias || (bias.dtype == DType::f32 && bias.size() == out), "matmul: bias must be f32 with ", out,
+          " elements, got ", bias.size());
   for (const Tensor& t : {epilogue.add, epilogue.out}) {
     require(!t || (t.dtype == DType::f32 && t.rows() == x.rows() && t.cols() == out),
             "matmul: add and out must be f32 [", x.rows(), ", ", out, "], got [", t.rows(), ", ", t.cols(), "]");
   }
   const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, DType::f32);
-  launch(ctx, MatmulForward{x, weight.value, bias.value, epilogue.add, y, epilogue.alpha});
+  launch(ctx, MatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha});
   return y;
 }
 

@@ -16,9 +16,9 @@ namespace elapid {
 
 struct Epilogue {
   float alpha = 1;
-  Param bias;  // [out] f32, or empty
-  Tensor add;  // [rows, out] f32, or empty
-  Tensor out;  // where to write, or empty: from the arena. May be `add` itself (a residual updated in place).
+  Tensor bias{};  // [out] f32, or empty
+  Tensor add{};   // [rows, out] f32, or empty
+  Tensor out{};   // where to write, or empty: from the arena. May be `add` itself (a residual updated in place).
 };
 
 // x [rows, in] f32; weight [out, in] packed by pack_weight(). Returns [rows, out] f32.

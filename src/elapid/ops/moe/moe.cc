@@ -73,7 +73,7 @@ Tensor combine(Context& ctx, const Tensor& x, const Routes& routes, const Epilog
           " rows, got ", name_of(x.dtype), " with ", x.rows());
   require(weights.dtype == DType::f32, "combine: weights must be f32, got ", name_of(weights.dtype));
   check_indices("combine", "rows", routes.rows, weights.size(), x.rows());
-  require(!epilogue.bias, "combine: bias must be empty, got ", epilogue.bias.name);
+  require(!epilogue.bias, "combine: bias must be empty, got ", epilogue.bias.size(), " elements");
   for (const Tensor& t : {epilogue.add, epilogue.out}) {
     require(!t || (t.dtype == DType::f32 && t.rows() == tokens && t.cols() == width),
             "combine: add and out must be f32 [", tokens, ", ", width, "], got [", t.rows(), ", ", t.cols(), "]");

@@ -14,7 +14,7 @@ Tensor rotary(Context& ctx, const Tensor& x, int64_t heads, const Rotary& rotary
   require(heads >= 1 && x.cols() % heads == 0, "rotary: heads must divide the columns of x, ", x.cols(), ", got ",
           heads);
   const int64_t head_dim = x.cols() / heads;
-  require(f && f.dtype == DType::f32 && 2 * f.size() <= head_dim,
+  require(f.dtype == DType::f32 && f.shape.rank == 1 && (f || f.size() == 0) && 2 * f.size() <= head_dim,
           "rotary: inverse frequencies must be f32 and at most half of ", head_dim, " elements, got ", f.size());
   require(!out || (out.dtype == DType::f32 && out.shape == x.shape), "rotary: out must be f32 [", x.rows(), ", ",
           x.cols(), "], got ", out.cols(), " columns");
