@@ -750,8 +750,8 @@ class Chat(CliTest):
         once, _, _ = self.chat("One day", "And then?")
         out, _, stderr = self.chat("One day", "/fork", "Why?", "/fork 1", "And then?")
         self.assertIn("/fork 1", stderr)
-        first, rest = once[:once.index("\n", 1) + 1], None
-        self.assertTrue(out.startswith(first))
+        first, _, _ = self.chat("One day")  # answers may have line ends of their own
+        self.assertTrue(once.startswith(first) and out.startswith(first))
         self.assertTrue(out.endswith(once[len(first):]))
         self.assertNotEqual(out, once)
         twice, prefills, _ = self.chat("One day", "/reset", "One day", "/quit", "never read")
