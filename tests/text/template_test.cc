@@ -114,6 +114,10 @@ TEST_F(Template, HostileTemplatesEnd) {
       growing,
       deep,
       deep + "{{ ns.x == ns.x }}",
+      "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = ns.x|map('string') %}{% endfor %}"
+      "{{ ns.x|list }}",
+      "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = [1]|select('in', ns.x) %}{% endfor %}"
+      "{{ ns.x|list }}",
       "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
       "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
       "{% macro m(k) %}{{ m(k) }}{{ m(k) }}{% endmacro %}{{ m(1) }}",

@@ -57,9 +57,14 @@ class Mapped final : public Generator {
   std::function<bool(Value&)> step_;
 };
 
-Value generate(Interpreter& on, const Value& over, std::function<bool(Value&)> step) {
+// `arguments`: what else the function holds. Generators of generators nest like any values.
+Value generate(Interpreter& on, const Value& over, std::function<bool(Value&)> step, const Arguments& arguments = {}) {
   Source::require_iterable(over);
-  return Value::of(static_cast<Generator*>(on.heap().make<Mapped>(on, over, std::move(step))));
+  auto* const made = on.heap().make<Mapped>(on, over, std::move(step));
+  made->extent.add(over);
+  for (const Value& value : arguments.positional) made->extent.add(value);
+  for (const auto& [name, value] : arguments.keywords) made->extent.add(value);
+  return Value::of(static_cast<Generator*>(made));
 }
 
 Value all_of(Interpreter& on, const Value& over) {
@@ -485,20 +490,22 @@ Value filter_map(Interpreter& on, const Value& value, const Arguments& arguments
   if (arguments.positional.empty() && !arguments.keywords.empty()) {
     const Bound bound("map", arguments, {"attribute", "default"}, 1);
     const Value otherwise = bound.has(1) ? bound[1] : Value::none();
-    return generate(on, value, [&on, path = path_of(on, bound[0]), otherwise](Value& item) {
+    const auto step = [&on, path = path_of(on, bound[0]), otherwise](Value& item) {
       item = follow(on, path, std::move(item), &otherwise);
       return true;
-    });
+    };
+    return generate(on, value, step, arguments);
   }
   if (arguments.positional.empty()) throw Failure{"map requires a filter argument"};
   if (!arguments.positional[0].is_string()) throw Failure{"map requires a filter's name"};
   const std::string name = arguments.positional[0].bytes();
   Arguments rest = arguments;
   rest.positional.erase(rest.positional.begin());
-  return generate(on, value, [&on, filter = find_filter(name), name, rest](Value& item) {
+  const auto step = [&on, filter = find_filter(name), name, rest](Value& item) {
     item = on.apply(filter, name, item, rest);
     return true;
-  });
+  };
+  return generate(on, value, step, arguments);
 }
 
 Value extreme(Interpreter& on, const Value& value, const Arguments& arguments, bool largest) {
@@ -551,9 +558,10 @@ Value filter_select(Interpreter& on, const Value& value, const Arguments& argume
   const Value name_value = take();
   if (!name_value.is_string()) throw Failure{"a test's name must be a string"};
   const std::string name = name_value.bytes();
-  return generate(on, value, [&on, path, test = find_test(name), name, rest](Value& item) {
+  const auto step = [&on, path, test = find_test(name), name, rest](Value& item) {
     return on.apply(test, name, follow(on, path, item), rest) == wanted;
-  });
+  };
+  return generate(on, value, step, arguments);
 }
 
 Value filter_replace(Interpreter& on, const Value& value, const Arguments& arguments);

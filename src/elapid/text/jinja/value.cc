@@ -347,6 +347,7 @@ Extent extent_of(const Value& value) {
     case Value::Kind::list: return value.list().extent;
     case Value::Kind::dict: return value.dict().extent();
     case Value::Kind::range: return {1 + value.range().size, 1};
+    case Value::Kind::generator: return value.generator().extent;
     default: return {};
   }
 }

@@ -200,6 +200,7 @@ class Source {
 class Generator : public Object {
  public:
   virtual std::optional<Value> next() = 0;
+  Extent extent;  // of what it draws from
 };
 
 // Everything that one rendering makes.
