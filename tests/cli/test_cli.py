@@ -221,6 +221,12 @@ class BadInput(CliTest):
                 ("attention_mask must hold 0 and 1, got 2", {"input_ids": ids, "attention_mask": i64([[0, 1, 2]] * 2)}),
                 ("attention_mask must be i64", {"input_ids": ids, "attention_mask": Array("F32", [2, 3], [1.0] * 6)}),
                 ("step_ids must have 2 rows", {"input_ids": ids, "step_ids": i64([[3]])}),
+                ("inputs_embeds, got neither", {"attention_mask": ids}),
+                ("inputs_embeds, got both", {"input_ids": ids, "inputs_embeds": Array("F32", [1, 1, 32], [0.0] * 32)}),
+                ("inputs_embeds must have 3 dimensions, got 2", {"inputs_embeds": Array("F32", [2, 1], [3.0, 4.0])}),
+                ("inputs_embeds must be f32, bf16 or f16, got i64", {"inputs_embeds": Array("I64", [1, 1, 1], [3])}),
+                ("inputs_embeds must not be empty, got [1, 0]", {"inputs_embeds": Array("F32", [1, 0, 32], [])}),
+                ("d_model = 32 columns, got 31", {"inputs_embeds": Array("F32", [1, 1, 31], [0.0] * 31)}),
                 ("got inputs", {"input_ids": ids, "inputs": ids})]:
             with self.subTest(says):
                 path = self.folder / "in.safetensors"
@@ -441,6 +447,50 @@ class Generate(CliTest):
         text = self.out("generate", "--model", STORYTELLER, *flags, "--num-return", "3").decode()
         self.assertEqual(text, "\n---\n".join(s["text"] for s in together["sequences"]) + "\n")
 
+    def log_likelihood(self, ids, new):
+        """Of the last `new` of the ids, from the model's logits."""
+        source, target = self.folder / "in.safetensors", self.folder / "out.safetensors"
+        write_safetensors(source, {"input_ids": i64([ids])})
+        self.out("forward", "--model", TINY, "--input", source, "--output", target)
+        logits = read_safetensors(target)["logits"]
+        total = 0
+        for t in range(len(ids) - new, len(ids)):
+            row = logits.row(0, t - 1)
+            total += row[ids[t]] - math.log(sum(map(math.exp, row)))
+        return total
+
+    def test_best_of_is_what_the_model_finds_likeliest(self):
+        flags = ("--prompt-ids", TINY_IDS, "--max-new-tokens", 6, "--temperature", 1.5, "--ignore-eos")
+        drawn = self.generate(*flags, "--num-return", 5, model=TINY)["sequences"]
+        rated = self.generate(*flags, "--best-of", 5, "--num-return", 5, model=TINY)["sequences"]
+        self.assertCountEqual([s["ids"] for s in rated], [s["ids"] for s in drawn])
+        prompt = [int(i) for i in TINY_IDS.split()]
+        for s in rated:
+            self.assertAlmostEqual(s["log_likelihood"], self.log_likelihood(prompt + s["ids"], 6), places=4)
+        values = [s["log_likelihood"] for s in rated]
+        self.assertEqual(values, sorted(values, reverse=True))
+        self.assertGreater(values[0], values[-1])
+        best = self.generate(*flags, "--best-of", 5, model=TINY)
+        self.assertEqual((best["ids"], best["log_likelihood"]), (rated[0]["ids"], values[0]))
+        self.refused("generate", "--model", TINY, *flags, "--best-of", 2, "--num-return", 3, code=2, says="--best-of 2")
+
+    def test_beams(self):
+        flags = ("--prompt-ids", TINY_IDS, "--max-new-tokens", 8, "--ignore-eos")
+        greedy = self.generate(*flags, "--greedy", model=TINY)["ids"]
+        self.assertEqual(self.generate(*flags, "--beams", 1, model=TINY)["ids"], greedy)
+        found = self.generate(*flags, "--beams", 6, "--num-return", 3, model=TINY)["sequences"]
+        prompt = [int(i) for i in TINY_IDS.split()]
+        for s in found:
+            self.assertAlmostEqual(s["log_likelihood"], self.log_likelihood(prompt + s["ids"], 8), places=4)
+        values = [s["log_likelihood"] for s in found]
+        self.assertEqual(values, sorted(values, reverse=True))
+        self.assertGreaterEqual(values[0], self.log_likelihood(prompt + greedy, 8) - 1e-4)
+        self.assertEqual(len({tuple(s["ids"]) for s in found}), 3)
+        text = self.out("generate", "--model", TINY, *flags, "--beams", 6).decode()
+        self.assertEqual([int(i) for i in text.split()], found[0]["ids"])
+        self.refused("generate", "--model", TINY, *flags, "--beams", 3, "--temperature", 1, code=2, says="sampling flags")
+        self.refused("generate", "--model", TINY, *flags, "--beams", 3, "--best-of", 3, code=2, says="got both")
+
     def test_stop_strings_across_token_borders(self):
         flags = (WIZARD["prompt"], "--greedy", "--max-new-tokens", "40")
         whole = self.generate(*flags)
@@ -554,10 +604,10 @@ class States(CliTest):
 
 
 class Forward(CliTest):
-    def forward(self, arrays, *flags):
+    def forward(self, arrays, *flags, model=TINY):
         source, target = self.folder / "in.safetensors", self.folder / "out.safetensors"
         write_safetensors(source, arrays)
-        self.assertEqual(self.out("forward", "--model", TINY, "--input", source, "--output", target, *flags), b"")
+        self.assertEqual(self.out("forward", "--model", model, "--input", source, "--output", target, *flags), b"")
         return read_safetensors(target)
 
     ids = i64([[5, 9, 31, 60, 7, 8], [80, 12, 13, 14, 3, 90], [4, 4, 4, 4, 4, 4]])
@@ -618,6 +668,44 @@ class Forward(CliTest):
             for s in range(2):
                 for a, b in zip(begun["step_logits"].row(r, s), long["logits"].row(r, 4 + s)):
                     self.assertAlmostEqual(a, b, places=4)
+
+    def test_embeddings_in_place_of_ids(self):
+        """Granite multiplies what it is given, Falcon-H1 the table's rows alone, Zamba2 reads them in every block."""
+        for case, scale in (("mamba2_default", None), ("granitemoe_default", None), ("zamba2_default", None),
+                            ("falcon_h1_default", "embedding_multiplier")):
+            with self.subTest(case):
+                model = CONFORMANCE / case
+                table = next(a for name, a in read_safetensors(model / "model.safetensors").items()
+                             if name.endswith(("embed_tokens.weight", "embeddings.weight")))
+                factor = json.loads((model / "config.json").read_text())[scale] if scale else 1
+                mask = i64([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1] * 6])
+                values = [x * factor for r in range(3) for t in self.ids.row(r) for x in table.row(t)]
+                embeddings = Array("F32", [3, 6, table.shape[1]], values)
+                rest = {"attention_mask": mask, "labels": self.ids, "step_ids": i64([[3], [5], [7]])}
+                flags = ("--hidden-states", "--states")
+                want = self.forward({"input_ids": self.ids, **rest}, *flags, model=model)
+                for chunk in ("512", "4"):
+                    got = self.forward({"inputs_embeds": embeddings, **rest}, *flags, "--chunk", chunk, model=model)
+                    self.assertEqual(got.keys(), want.keys())
+                    for name, array in want.items():
+                        for a, b in zip(got[name].values, array.values):
+                            self.assertAlmostEqual(a, b, delta=0 if chunk == "512" else 1e-4, msg=name)
+
+    def test_logits_of_the_last_positions_alone(self):
+        mask = i64([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0] * 6])
+        for extra in ({}, {"labels": self.ids}):
+            inputs = {"input_ids": self.ids, "attention_mask": mask, **extra}
+            whole = self.forward(inputs, "--hidden-states")
+            for n in (1, 4, 6, 9):
+                kept = self.forward(inputs, "--hidden-states", "--logits-to-keep", n, "--chunk", 3)
+                columns = range(6 - min(n, 6), 6)
+                for name, array in whole.items():
+                    want = array.values
+                    if name in ("logits", "last_hidden_state"):
+                        want = [x for r in range(3) for t in columns for x in array.row(r, t)]
+                    self.assertEqual(len(kept[name].values), len(want), name)
+                    for a, b in zip(kept[name].values, want):
+                        self.assertAlmostEqual(a, b, places=5, msg=name)
 
     def test_an_existing_output_is_replaced(self):
         self.forward({"input_ids": self.ids})

@@ -147,6 +147,10 @@ TEST_F(StateTest, DamagedFilesAreErrors) {
     EXPECT_THROW(parse(good.substr(0, length)), Error) << length;
   }
 
+  std::string flipped = good;
+  flipped.back() = static_cast<char>(flipped.back() ^ 1);
+  EXPECT_NE(error_of([&] { parse(flipped); }).find("x.state: values must have the checksum "), std::string::npos);
+
   const std::map<std::string, std::string> meta = {
       {"format", "elapid.state"}, {"version", "1"}, {"fingerprint", "f00d"}, {"dtype", "f32"}};
   int64_t ids[2] = {1, 2};

@@ -20,7 +20,7 @@ struct Options {
   ModelOptions model;
   std::optional<std::string> input, output;
   bool hidden_states = false, states = false, router_logits = false, attentions = false;
-  int64_t chunk = EngineOptions{}.chunk;
+  int64_t logits_to_keep = 0, chunk = EngineOptions{}.chunk;
 };
 
 // A matrix of integers [rows, columns].
@@ -61,15 +61,48 @@ TokenId token_of(int64_t id, const std::string& name) {
   return static_cast<TokenId>(id);
 }
 
-// One row of the batch without its padding.
+template <class T>
+void copy_floats(const Tensor& tensor, std::vector<float>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    T value;  // the file may be unaligned
+    std::memcpy(&value, static_cast<const char*>(tensor.data) + i * sizeof(T), sizeof(T));
+    values[i] = to_float(value);
+  }
+}
+
+// inputs_embeds [batch, length, d_model]; bf16 and f16 are widened.
+struct Embeddings {
+  int64_t rows = 0, columns = 0, d_model = 0;
+  std::vector<float> values;
+  [[nodiscard]] std::span<const float> at(int64_t r, int64_t c) const {
+    return std::span(values).subspan(static_cast<size_t>((r * columns + c) * d_model), static_cast<size_t>(d_model));
+  }
+};
+
+Embeddings read_embeddings(const Safetensors& file) {
+  const Tensor& tensor = file.at("inputs_embeds");
+  require(tensor.shape.rank == 3, "forward: inputs_embeds must have 3 dimensions, got ", tensor.shape.rank);
+  Embeddings result{tensor.shape[0], tensor.shape[1], tensor.shape[2],
+                    std::vector<float>(static_cast<size_t>(tensor.size()))};
+  switch (tensor.dtype) {
+    case DType::f32: copy_floats<float>(tensor, result.values); break;
+    case DType::bf16: copy_floats<BFloat16>(tensor, result.values); break;
+    case DType::f16: copy_floats<Float16>(tensor, result.values); break;
+    default: fail(concat("forward: inputs_embeds must be f32, bf16 or f16, got ", name_of(tensor.dtype)));
+  }
+  return result;
+}
+
+// One row of the batch without its padding: ids or embeddings.
 struct Row {
   std::vector<TokenId> tokens;
+  std::vector<float> embeddings;   // [length, d_model]
   std::vector<int64_t> positions;  // column of each token
   std::vector<int64_t> labels;     // that the logits after each token are scored on, or kIgnoreLabel
 };
 
 struct Inputs {
-  int64_t batch = 0, length = 0, steps = 0;
+  int64_t batch = 0, length = 0, steps = 0, d_model = 0;  // d_model: of the embeddings, 0 where there are ids
   std::vector<Row> rows;
   bool has_labels = false;
   std::vector<std::vector<TokenId>> step_ids;  // of each row
@@ -78,20 +111,38 @@ struct Inputs {
 Inputs read_inputs(const std::string& path) {
   const Safetensors file = Safetensors::open(path);
   for (const auto& [name, entry] : file.entries()) {
-    require(name == "input_ids" || name == "attention_mask" || name == "labels" || name == "step_ids",
-            "forward: input tensors must be input_ids, attention_mask, labels or step_ids, got ", name);
+    require(name == "input_ids" || name == "inputs_embeds" || name == "attention_mask" || name == "labels" ||
+                name == "step_ids",
+            "forward: input tensors must be input_ids or inputs_embeds, attention_mask, labels or step_ids, got ",
+            name);
   }
-  const Integers ids = read_integers(file, "input_ids", false);
-  require(ids.rows > 0 && ids.columns > 0, "forward: input_ids must not be empty, got [", ids.rows, ", ", ids.columns,
-          "]");
-  const auto like_ids = [&](const std::string& name, bool any_width) -> std::optional<Integers> {
+  Inputs inputs;
+  Integers ids;
+  Embeddings embeddings;
+  const bool embedded = file.contains("inputs_embeds");
+  require(embedded != file.contains("input_ids"), "forward: there must be input_ids or inputs_embeds, got ",
+          embedded ? "both" : "neither");
+  if (embedded) {
+    embeddings = read_embeddings(file);
+    inputs.batch = embeddings.rows;
+    inputs.length = embeddings.columns;
+    inputs.d_model = embeddings.d_model;
+  } else {
+    ids = read_integers(file, "input_ids", false);
+    inputs.batch = ids.rows;
+    inputs.length = ids.columns;
+  }
+  const std::string given = embedded ? "inputs_embeds" : "input_ids";
+  require(inputs.batch > 0 && inputs.length > 0 && (!embedded || inputs.d_model > 0), "forward: ", given,
+          " must not be empty, got [", inputs.batch, ", ", inputs.length, "]");
+  const auto like_given = [&](const std::string& name, bool any_width) -> std::optional<Integers> {
     if (!file.contains(name)) return {};
     Integers values = read_integers(file, name, any_width);
-    require(values.rows == ids.rows && values.columns == ids.columns, "forward: ", name, " must be [", ids.rows, ", ",
-            ids.columns, "] as input_ids, got [", values.rows, ", ", values.columns, "]");
+    require(values.rows == inputs.batch && values.columns == inputs.length, "forward: ", name, " must be [",
+            inputs.batch, ", ", inputs.length, "] as ", given, ", got [", values.rows, ", ", values.columns, "]");
     return values;
   };
-  const std::optional<Integers> mask = like_ids("attention_mask", true), labels = like_ids("labels", false);
+  const std::optional<Integers> mask = like_given("attention_mask", true), labels = like_given("labels", false);
   if (mask) {
     for (const int64_t m : mask->values) {
       require(m == 0 || m == 1, "forward: attention_mask must hold 0 and 1, got ", m);
@@ -99,23 +150,26 @@ Inputs read_inputs(const std::string& path) {
   }
   const auto masked = [&](int64_t r, int64_t t) { return mask && mask->at(r, t) == 0; };
 
-  Inputs inputs;
-  inputs.batch = ids.rows;
-  inputs.length = ids.columns;
   inputs.has_labels = labels.has_value();
-  for (int64_t r = 0; r < ids.rows; ++r) {
+  for (int64_t r = 0; r < inputs.batch; ++r) {
     Row& row = inputs.rows.emplace_back();
-    for (int64_t t = 0; t < ids.columns; ++t) {
+    for (int64_t t = 0; t < inputs.length; ++t) {
       if (masked(r, t)) continue;
-      row.tokens.push_back(token_of(ids.at(r, t), "input_ids"));
+      if (embedded) {
+        const auto vector = embeddings.at(r, t);
+        row.embeddings.insert(row.embeddings.end(), vector.begin(), vector.end());
+      } else {
+        row.tokens.push_back(token_of(ids.at(r, t), "input_ids"));
+      }
       row.positions.push_back(t);
-      const bool scored = labels && t + 1 < ids.columns && !masked(r, t + 1);
+      const bool scored = labels && t + 1 < inputs.length && !masked(r, t + 1);
       row.labels.push_back(scored ? labels->at(r, t + 1) : kIgnoreLabel);
     }
   }
   if (file.contains("step_ids")) {
     const Integers steps = read_integers(file, "step_ids", false);
-    require(steps.rows == ids.rows, "forward: step_ids must have ", ids.rows, " rows as input_ids, got ", steps.rows);
+    require(steps.rows == inputs.batch, "forward: step_ids must have ", inputs.batch, " rows as ", given, ", got ",
+            steps.rows);
     inputs.steps = steps.columns;
     for (int64_t r = 0; r < steps.rows; ++r) {
       auto& row = inputs.step_ids.emplace_back();
@@ -176,16 +230,20 @@ class Forward {
   }
 
  private:
-  Tensor add_rows(const std::string& name, int64_t columns) {
-    return outputs_.add(name, {inputs_.batch, inputs_.length, columns});
+  // An array of the last `length` positions of every row.
+  Tensor add_rows(const std::string& name, int64_t length, int64_t columns) {
+    return outputs_.add(name, {inputs_.batch, length, columns});
   }
 
   void prompts() {
-    const Tensor logits = add_rows("logits", config_.vocab), last = add_rows("last_hidden_state", config_.d_model);
+    const int64_t length = inputs_.length;
+    const int64_t kept = options_.logits_to_keep > 0 ? std::min(options_.logits_to_keep, length) : length;
+    const Tensor logits = add_rows("logits", kept, config_.vocab);
+    const Tensor last = add_rows("last_hidden_state", kept, config_.d_model);
     std::vector<Tensor> hidden;
     if (options_.hidden_states) {
       for (int64_t i = 0; i <= config_.layers(); ++i) {
-        hidden.push_back(add_rows(concat("hidden_states.", i), config_.d_model));
+        hidden.push_back(add_rows(concat("hidden_states.", i), length, config_.d_model));
       }
     }
     // Rows that are all padding have nothing to run.
@@ -193,18 +251,31 @@ class Forward {
     std::vector<int64_t> rows;
     int64_t total = 0;
     for (int64_t r = 0; r < inputs_.batch; ++r) {
-      const Row& row = inputs_.rows[static_cast<size_t>(r)];
-      if (row.tokens.empty()) continue;
-      inputs.push_back({row.tokens, slots_[static_cast<size_t>(r)].index()});
+      Row& row = inputs_.rows[static_cast<size_t>(r)];
+      const auto count = static_cast<int64_t>(row.positions.size());
+      if (count == 0) continue;
+      Input& input = inputs.emplace_back();
+      input.slot = slots_[static_cast<size_t>(r)].index();
+      if (inputs_.d_model > 0) {
+        input.embeddings = Tensor(row.embeddings.data(), DType::f32, {count, inputs_.d_model});
+      } else {
+        input.tokens = row.tokens;
+      }
+      // The loss wants every row.
+      if (!inputs_.has_labels) {
+        input.rows_from = std::ranges::lower_bound(row.positions, length - kept) - row.positions.begin();
+      }
       rows.push_back(r);
-      total += static_cast<int64_t>(row.tokens.size());
+      total += count - input.rows_from;
     }
+    // Into an array of the last positions of every row.
     const auto put = [&](const Tensor& target, const Piece& piece, const Tensor& source) {
       const int64_t r = rows[static_cast<size_t>(piece.input)], columns = source.cols();
+      const int64_t positions = target.size() / columns / inputs_.batch;
       const Row& row = inputs_.rows[static_cast<size_t>(r)];
       for (int64_t i = 0; i < piece.count; ++i) {
-        const int64_t t = row.positions[static_cast<size_t>(piece.first + i)];
-        std::copy_n(source.row<float>(i), columns, target.row<float>(r * inputs_.length + t));
+        const int64_t t = row.positions[static_cast<size_t>(piece.first + i)] - (length - positions);
+        if (t >= 0) std::copy_n(source.row<float>(i), columns, target.row<float>(r * positions + t));
       }
     };
     Engine::Visitor visitor;
@@ -231,7 +302,7 @@ class Forward {
       visitor.router_logits = [&](const Piece& piece, int64_t layer, const Tensor& l) {
         Tensor& target = routers[layer];
         if (!target) {
-          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * inputs_.length, l.cols()});
+          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * length, l.cols()});
         }
         put(target, piece, l);
         if (!aux_loss) aux_loss.emplace(l.cols(), top_k());
@@ -241,7 +312,7 @@ class Forward {
     if (options_.attentions) {
       visitor.attentions = [&](const Piece& piece, int64_t layer, const Tensor& weights) {
         Tensor& target = attentions[layer];
-        const int64_t heads = weights.shape[0], length = inputs_.length;
+        const int64_t heads = weights.shape[0];
         if (!target) target = outputs_.add(concat("attentions.", layer), {inputs_.batch, heads, length, length});
         const int64_t r = rows[static_cast<size_t>(piece.input)];
         const std::vector<int64_t>& positions = inputs_.rows[static_cast<size_t>(r)].positions;
@@ -341,8 +412,8 @@ void run(const Options& o) {
 Run prepare_forward(Flags& flags) {
   const auto o = std::make_shared<Options>();
   flags.text("--input", "IN", o->input,
-             "safetensors: input_ids [B,L] int64; optional attention_mask [B,L] (0 = padding), labels [B,L] (-100 "
-             "ignored, shifted inside), step_ids [B,S] fed one by one afterwards");
+             "safetensors: input_ids [B,L] int64, or inputs_embeds [B,L,d_model]; optional attention_mask [B,L] (0 = "
+             "padding), labels [B,L] (-100 ignored, shifted inside), step_ids [B,S] fed one by one afterwards");
   flags.text("--output", "OUT", o->output,
              "safetensors, float32: logits [B,L,V] (zero at masked positions), last_hidden_state, loss, step_logits");
   o->model.add(flags);
@@ -351,6 +422,8 @@ Run prepare_forward(Flags& flags) {
   flags.flag("--router-logits", o->router_logits,
              "Also router_logits.{i} [B*L, experts] of layers with experts, and aux_loss");
   flags.flag("--attentions", o->attentions, "Also attentions.{i} [B, heads, L, L] of layers with attention");
+  flags.integer("--logits-to-keep", o->logits_to_keep, {0, int64_t{1} << 40},
+                "logits and last_hidden_state of the last N positions alone [B,N,...]; 0: of all");
   add_chunk(flags, o->chunk);
   flags.footer(
       "Masked positions are taken out of their rows, wherever they are: a row's results are those of the row alone.");

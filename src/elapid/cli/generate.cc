@@ -5,11 +5,14 @@
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
 #include "elapid/cli/sampling_options.h"
+#include "elapid/infer/beam.h"
 #include "elapid/io/file.h"
 #include "elapid/text/stream_decoder.h"
 #include "elapid/text/unicode.h"
 
 #include <algorithm>
+#include <chrono>
+#include <functional>
 #include <optional>
 #include <unistd.h>
 
@@ -23,6 +26,7 @@ struct Options {
   SamplingOptions sampling;
   std::optional<std::string> prompt, prompt_file, prompt_ids;
   int64_t sequences = 1, chunk = EngineOptions{}.chunk;
+  std::optional<int64_t> best_of, beams;
   bool no_special = false, json = false;
   std::optional<std::string> save_state, load_state;
 };
@@ -39,9 +43,18 @@ void check_combinations(const Options& o) {
     throw UsageError(concat("prompt: must come from one of PROMPT, --prompt-file and --prompt-ids, got ", sources));
   }
   o.sampling.check();
+  if (o.best_of && o.beams) throw UsageError("--beams: must not go with --best-of, got both");
+  if (o.best_of.value_or(o.sequences) < o.sequences || o.beams.value_or(o.sequences) < o.sequences) {
+    throw UsageError(concat("--num-return: must be at most ", o.beams ? "--beams " : "--best-of ",
+                            o.beams ? *o.beams : *o.best_of, ", got ", o.sequences));
+  }
+  if (o.beams && (o.sampling.draws() || !o.sampling.stop.empty() || o.load_state || o.save_state)) {
+    throw UsageError("--beams: must not go with sampling flags, --stop, --load-state or --save-state, got one of them");
+  }
   if (!o.save_state) return;
-  if (o.sequences > 1) {
-    throw UsageError(concat("--save-state: must go with one sequence, got --num-return ", o.sequences));
+  if (o.sequences > 1 || o.best_of) {
+    throw UsageError(concat("--save-state: must go with one sequence, got ", o.best_of ? "--best-of " : "--num-return ",
+                            o.best_of.value_or(o.sequences)));
   }
   const auto folder = std::filesystem::absolute(*o.save_state).parent_path();
   require(is_folder(folder), "--save-state: must name a file in an existing folder, got ", *o.save_state);
@@ -110,35 +123,64 @@ class Transcript {
   int64_t count_ = 0;
 };
 
-OrderedJson json_of(const Generation& result, size_t s, const std::string& text) {
-  const Generation::Sequence& sequence = result.sequences[s];
-  return {{"prompt_tokens", result.prompt_tokens},
-          {"new_tokens", sequence.ids.size()},
-          {"text", text},
-          {"ids", sequence.ids},
-          {"finish_reason", sequence.reason == FinishReason::stop ? "stop" : "length"},
-          {"prefill_tok_s", rate(result.prompt_tokens, result.prefill_seconds)},
-          {"decode_tok_s", rate(result.decoded_tokens, result.decode_seconds)}};
+// What is printed of a sequence.
+struct Answer {
+  Generation::Sequence sequence;
+  std::string text;
+};
+
+OrderedJson json_of(const Generation& result, const Answer& answer, bool rated) {
+  const Generation::Sequence& sequence = answer.sequence;
+  OrderedJson json = {{"prompt_tokens", result.prompt_tokens},
+                      {"new_tokens", sequence.ids.size()},
+                      {"text", answer.text},
+                      {"ids", sequence.ids},
+                      {"finish_reason", sequence.reason == FinishReason::stop ? "stop" : "length"},
+                      {"prefill_tok_s", rate(result.prompt_tokens, result.prefill_seconds)},
+                      {"decode_tok_s", rate(result.decoded_tokens, result.decode_seconds)}};
+  if (rated) json["log_likelihood"] = sequence.log_likelihood;
+  return json;
 }
 
-void print_objects(const Generation& result, const std::vector<Transcript>& transcripts) {
-  if (transcripts.size() == 1) return print_json(json_of(result, 0, transcripts[0].text()));
+void print_objects(const Generation& result, const std::vector<Answer>& answers, bool rated) {
+  if (answers.size() == 1) return print_json(json_of(result, answers[0], rated));
   OrderedJson all = OrderedJson::array();
-  for (size_t s = 0; s < transcripts.size(); ++s) all.push_back(json_of(result, s, transcripts[s].text()));
+  for (const Answer& answer : answers) all.push_back(json_of(result, answer, rated));
   print_json(OrderedJson{{"sequences", std::move(all)}});
 }
 
 // Several sequences cannot stream side by side: one after another, a line between them.
-void print_all(const Generation& result, const std::vector<Transcript>& transcripts, bool ids_only) {
+void print_all(const std::vector<Answer>& answers, bool ids_only) {
   std::string out;
-  for (size_t s = 0; s < transcripts.size(); ++s) {
+  for (const Answer& answer : answers) {
     if (ids_only) {
-      out += join(result.sequences[s].ids) + "\n";
+      out += join(answer.sequence.ids) + "\n";
     } else {
-      out += concat(s == 0 ? "" : "---\n", transcripts[s].text(), "\n");
+      out += concat(out.empty() ? "" : "---\n", answer.text, "\n");
     }
   }
   print(out);
+}
+
+// The hypotheses as what generate() returns. Searching reads the prompt and goes on in one.
+Generation search(Engine& engine, const std::vector<TokenId>& prompt, int64_t beams, const GenerateOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  Generation result;
+  std::vector<Hypothesis> found = beam_search(engine, prompt,
+                                              {.beams = beams,
+                                               .max_new_tokens = options.max_new_tokens,
+                                               .stop_ids = options.stop_ids,
+                                               .vocab_limit = options.vocab_limit});
+  for (Hypothesis& h : found) {
+    Generation::Sequence& sequence = result.sequences.emplace_back();
+    sequence.ids = std::move(h.ids);
+    sequence.reason = h.finished ? FinishReason::stop : FinishReason::length;
+    sequence.log_likelihood = h.log_likelihood;
+    result.decoded_tokens += std::ssize(sequence.ids);
+  }
+  result.prompt_tokens = std::ssize(prompt);
+  result.decode_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
 }
 
 void run(const Options& o) {
@@ -160,25 +202,48 @@ void run(const Options& o) {
   }
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
-  Engine engine(*model, *threads, {.slots = o.sequences, .chunk = o.chunk, .batch = std::max(o.chunk, o.sequences)});
+  // A search forks every hypothesis before it drops the old ones.
+  const int64_t sequences = o.beams ? 2 * *o.beams : o.best_of.value_or(o.sequences);
+  Engine engine(*model, *threads, {.slots = sequences, .chunk = o.chunk, .batch = std::max(o.chunk, sequences)});
 
   GenerateOptions options = o.sampling.for_model(config, model->config());
-  options.sequences = o.sequences;
+  options.sequences = sequences;
   options.vocab_limit = drawable_ids(model->config(), tokenizer ? &*tokenizer : nullptr);
   options.initial = std::move(state);
   options.keep_state = o.save_state.has_value();
+  options.log_likelihoods = o.best_of.has_value();
 
-  const bool stream = o.sequences == 1 && !o.json;
+  const bool stream = sequences == 1 && !o.json;
   std::vector<Transcript> transcripts;
-  for (int64_t s = 0; s < o.sequences; ++s) transcripts.emplace_back(tokenizer ? &*tokenizer : nullptr, o, stream);
-  const Generation result = generate(engine, prompt.ids, options, [&](int64_t sequence, TokenId id) {
+  for (int64_t s = 0; s < sequences; ++s) transcripts.emplace_back(tokenizer ? &*tokenizer : nullptr, o, stream);
+  const OnToken on_token = [&](int64_t sequence, TokenId id) {
     const bool end = std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end();
     return transcripts[static_cast<size_t>(sequence)].push(id, end);
-  });
-  for (Transcript& transcript : transcripts) transcript.finish();
-  if (o.save_state) result.sequences[0].state->write(*o.save_state);
-  if (o.json) return print_objects(result, transcripts);
-  if (!stream) print_all(result, transcripts, o.prompt_ids.has_value());
+  };
+  Generation result;
+  if (o.beams) {
+    result = search(engine, prompt.ids, *o.beams, options);
+    for (size_t s = 0; s < result.sequences.size(); ++s) {
+      for (const TokenId id : result.sequences[s].ids) on_token(static_cast<int64_t>(s), id);
+    }
+  } else {
+    result = generate(engine, prompt.ids, options, on_token);
+  }
+  std::vector<Answer> answers;
+  for (size_t s = 0; s < result.sequences.size(); ++s) {
+    transcripts[s].finish();
+    answers.push_back({std::move(result.sequences[s]), transcripts[s].text()});
+  }
+  if (o.best_of) {
+    const auto rating = [](const Answer& answer) {
+      return answer.sequence.log_likelihood / static_cast<double>(std::max(answer.sequence.ids.size(), size_t{1}));
+    };
+    std::ranges::stable_sort(answers, std::greater(), rating);
+  }
+  answers.resize(std::min(answers.size(), static_cast<size_t>(o.sequences)));
+  if (o.save_state) answers[0].sequence.state->write(*o.save_state);
+  if (o.json) return print_objects(result, answers, o.best_of || o.beams);
+  if (!stream) print_all(answers, o.prompt_ids.has_value());
   note_speed(result);
 }
 
@@ -197,6 +262,10 @@ Run prepare_generate(Flags& flags) {
   o->sampling.add(flags);
   flags.integer("--num-return", o->sequences, {1, kMostSequences},
                 "Continue the prompt N times; printed one after another with lines of --- between");
+  flags.integer("--best-of", o->best_of, {1, kMostSequences},
+                "Continue the prompt N times and print what the model itself finds likeliest per token");
+  flags.integer("--beams", o->beams, {1, kMostSequences / 2},
+                "Search with N beams for the likeliest text instead of drawing one");
   flags.text("--save-state", "F", o->save_state,
              "Write the sequence's state to F after the last token; not with --num-return");
   flags.text("--load-state", "F", o->load_state,

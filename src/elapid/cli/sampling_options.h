@@ -23,6 +23,8 @@ struct SamplingOptions {
   void add(Flags& flags);
   // A UsageError for values that only together make no sense.
   void check() const;
+  // Whether a flag says how to draw.
+  [[nodiscard]] bool draws() const { return temperature || top_k || top_p || min_p || repetition_penalty; }
   // Flags, else the checkpoint's generation_config.json, else the defaults: sampling, length and stop ids.
   [[nodiscard]] GenerateOptions for_model(const GenerationConfig& config, const ModelConfig& model) const;
 };

@@ -15,14 +15,15 @@ inline constexpr int64_t kNoSlot = -1;  // zero initial state, final state not k
 inline constexpr int64_t kPageTokens = 64;
 
 struct Batch {
-  Tensor tokens;   // [T] i32: ids of all sequences, one after another
-  Tensor offsets;  // [S+1] i64: sequence s holds tokens offsets[s] … offsets[s+1]; offsets[0] = 0, offsets[S] = T
-  Tensor slots;    // [S] i64: row of the state pool that holds the sequence's state, or kNoSlot; no row twice
-  Tensor outputs;  // [R] i64: rows (token positions in the batch) whose hidden state is wanted, increasing
-  Tensor past;     // [S] i64: tokens that each sequence's state has consumed before, 0 for kNoSlot; or empty, for
-                   // operators to which position is nothing
+  Tensor tokens;      // [T] i32: ids of all sequences, one after another; or none of them and …
+  Tensor embeddings;  // … [T, d_model] f32: what stands in for the embedding table's rows
+  Tensor offsets;     // [S+1] i64: sequence s holds tokens offsets[s] … offsets[s+1]; offsets[0] = 0, offsets[S] = T
+  Tensor slots;       // [S] i64: row of the state pool that holds the sequence's state, or kNoSlot; no row twice
+  Tensor outputs;     // [R] i64: rows (token positions in the batch) whose hidden state is wanted, increasing
+  Tensor past;        // [S] i64: tokens that each sequence's state has consumed before, 0 for kNoSlot; or empty, for
+                      // operators to which position is nothing
 
-  [[nodiscard]] int64_t token_count() const { return tokens.size(); }
+  [[nodiscard]] int64_t token_count() const { return embeddings ? embeddings.rows() : tokens.size(); }
   [[nodiscard]] int64_t sequence_count() const { return slots.size(); }
 };
 

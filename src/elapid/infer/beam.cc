@@ -1,6 +1,7 @@
 #include "elapid/infer/beam.h"
 
 #include "elapid/core/error.h"
+#include "elapid/infer/sampler.h"
 
 #include <algorithm>
 #include <cmath>
@@ -88,11 +89,7 @@ class Search {
     std::vector<Candidate> candidates;
     for (size_t b = 0; b < beams_.size(); ++b) {
       const float* row = logits.row<float>(static_cast<int64_t>(b));
-      const float top = *std::max_element(row, row + limit_);
-      require(std::isfinite(top), "beam search: logits must be finite, got ", top);
-      double total = 0;
-      for (int64_t v = 0; v < limit_; ++v) total += std::exp(double{row[v]} - double{top});
-      const double base = beams_[b].log_likelihood - double{top} - std::log(total);
+      const double base = beams_[b].log_likelihood - log_normalizer({row, static_cast<size_t>(limit_)}, "beam search");
       for (int64_t v = 0; v < limit_; ++v) candidates.push_back({b, static_cast<TokenId>(v), base + double{row[v]}});
     }
     const size_t kept = std::min(candidates.size(), (1 + options_.stop_ids.size()) * width());

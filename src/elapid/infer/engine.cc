@@ -15,8 +15,6 @@ EngineOptions checked(EngineOptions options) {
   return options;
 }
 
-int64_t length(const Input& input) { return static_cast<int64_t>(input.tokens.size()); }
-
 template <class T>
 Tensor view(std::vector<T>& values) {
   return {values.data(), DTypeOf<T>::value, {static_cast<int64_t>(values.size())}};
@@ -32,18 +30,25 @@ Engine::Engine(const Model& model, ThreadPool& threads, const EngineOptions& opt
 }
 
 void Engine::begin(std::span<const Input> inputs) {
-  const int64_t vocab = model_->config().vocab;
+  const int64_t vocab = model_->config().vocab, d_model = model_->config().d_model;
   std::fill(slot_used_.begin(), slot_used_.end(), uint8_t{0});
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
-    require(!input.tokens.empty(), "engine: an input must have tokens, got none for input ", i);
+    require(input.length() > 0, "engine: an input must have tokens, got none for input ", i);
+    const Tensor& given = input.embeddings;
+    require(!given == !inputs[0].embeddings && (!given || input.tokens.empty()),
+            "engine: the inputs of a call must all have ids or all have embeddings, got both at input ", i);
+    require(!given || (given.dtype == DType::f32 && given.shape.rank == 2 && given.dense()),
+            "engine: embeddings must be a dense f32 matrix, got ", name_of(given.dtype), " of rank ", given.shape.rank);
+    require(!given || given.cols() == d_model, "engine: embeddings must have d_model = ", d_model, " columns, got ",
+            given ? given.cols() : 0);
     for (size_t t = 0; t < input.tokens.size(); ++t) {
       require(input.tokens[t] >= 0 && input.tokens[t] < vocab, "engine: token ids must be 0 to ", vocab - 1, ", got ",
               input.tokens[t], " at position ", t);
     }
     if (input.slot == kNoSlot) {
-      require(length(input) <= options_.chunk, "engine: an input without a slot must fit into one chunk of ",
-              options_.chunk, " tokens, got ", length(input));
+      require(input.length() <= options_.chunk, "engine: an input without a slot must fit into one chunk of ",
+              options_.chunk, " tokens, got ", input.length());
       continue;
     }
     require(input.slot >= 0 && input.slot < options_.slots, "engine: slots must be 0 to ", options_.slots - 1, ", got ",
@@ -63,7 +68,7 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
     // Cut at multiples of the sequence's own positions: a prompt that continues a state which was saved at such a
     // multiple runs in the pieces, and hence to the bits, of the prompt as a whole.
     const int64_t past = inputs[i].slot == kNoSlot ? 0 : states_.length(inputs[i].slot);
-    const int64_t count = std::min(options_.chunk - past % options_.chunk, length(inputs[i]) - fed_[i]);
+    const int64_t count = std::min(options_.chunk - past % options_.chunk, inputs[i].length() - fed_[i]);
     if (count == 0) continue;
     if (total > 0 && total + count > options_.batch) break;
     pieces_.push_back({static_cast<int64_t>(i), fed_[i], count});
@@ -71,6 +76,19 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
     total += count;
   }
   return !pieces_.empty();
+}
+
+// Those of the forward call, one after another in the arena; empty where the inputs have ids.
+Tensor Engine::given_embeddings(std::span<const Input> inputs) {
+  if (!inputs[0].embeddings) return {};
+  const int64_t d_model = model_->config().d_model;
+  const Tensor all = arena_.alloc({offsets_.back(), d_model}, DType::f32);
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Piece& piece = pieces_[i];
+    const Tensor& from = inputs[static_cast<size_t>(piece.input)].embeddings;
+    std::copy_n(from.row<float>(piece.first), piece.count * d_model, all.row<float>(offsets_[i]));
+  }
+  return all;
 }
 
 // The hidden states of the rows in outputs_, in the arena.
@@ -81,19 +99,22 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
   offsets_.assign(1, 0);
   for (const Piece& piece : pieces_) {
     const Input& input = inputs[static_cast<size_t>(piece.input)];
-    const auto begin = input.tokens.begin() + piece.first;
-    tokens_.insert(tokens_.end(), begin, begin + piece.count);
+    if (!input.embeddings) {
+      const auto begin = input.tokens.begin() + piece.first;
+      tokens_.insert(tokens_.end(), begin, begin + piece.count);
+    }
     offsets_.push_back(offsets_.back() + piece.count);
     slots_.push_back(input.slot);
     past_.push_back(input.slot == kNoSlot ? 0 : states_.length(input.slot));
     if (input.slot != kNoSlot) states_.extend(input.slot, piece.count);
   }
+  Context ctx = context();
   const Batch batch{.tokens = view(tokens_),
+                    .embeddings = given_embeddings(inputs),
                     .offsets = view(offsets_),
                     .slots = view(slots_),
                     .outputs = view(outputs_),
                     .past = view(past_)};
-  Context ctx = context();
   const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
   for (size_t i = 0; i < pieces_.size(); ++i) {
     if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
@@ -108,7 +129,7 @@ Tensor Engine::last_logits(std::span<const Input> inputs) {
   while (next_pieces(inputs)) {
     const Arena::Scope scope(arena_);
     const auto ends_here = [&](const Piece& p) {
-      return p.first + p.count == length(inputs[static_cast<size_t>(p.input)]);
+      return p.first + p.count == inputs[static_cast<size_t>(p.input)].length();
     };
     outputs_.clear();
     int64_t end = 0;

@@ -26,6 +26,11 @@ struct Input {
   std::span<const TokenId> tokens;  // at least one
   int64_t slot = kNoSlot;           // without a slot, a zero state: at most one chunk of tokens
   int64_t rows_from = 0;            // all_logits() hands out the rows of tokens from here on
+  // In place of ids, [T, d_model] f32, dense: vectors that take the place of the embedding table's rows. All inputs of
+  // a call have ids, or all have embeddings.
+  Tensor embeddings = {};
+
+  [[nodiscard]] int64_t length() const { return embeddings ? embeddings.rows() : static_cast<int64_t>(tokens.size()); }
 };
 
 // Consecutive tokens of one input of a call: `count` of them, from its token `first` on.
@@ -66,6 +71,7 @@ class Engine {
  private:
   void begin(std::span<const Input> inputs);
   bool next_pieces(std::span<const Input> inputs);
+  Tensor given_embeddings(std::span<const Input> inputs);
   Tensor run(std::span<const Input> inputs, const Observer* observer);
 
   const Model* model_;

@@ -140,6 +140,10 @@ void Run::draw(int64_t sequence, std::span<const float> logits) {
   const auto position = static_cast<int64_t>(known_.size() + result.ids.size());
   const TokenId id = sampler_.sample(logits, options_.sampling, live.seen, limit_, {sequence, position});
   result.ids.push_back(id);
+  if (options_.log_likelihoods) {
+    const std::span<const float> drawable = logits.first(static_cast<size_t>(limit_));
+    result.log_likelihood += double{logits[static_cast<size_t>(id)]} - log_normalizer(drawable, "generate");
+  }
   if (!live.seen.empty()) live.seen[static_cast<size_t>(id)] = 1;
 
   const bool go_on = !on_token_ || on_token_(sequence, id);

@@ -20,6 +20,7 @@ struct GenerateOptions {
   int64_t vocab_limit = 0;          // ids from here on are never drawn (0: the model's vocabulary)
   std::optional<State> initial{};   // continue this state: its pending ids, then the prompt
   bool keep_state = false;          // fill Sequence::state
+  bool log_likelihoods = false;     // fill Sequence::log_likelihood
 };
 
 enum class FinishReason : uint8_t { stop, length };
@@ -28,6 +29,7 @@ struct Generation {
   struct Sequence {
     std::vector<TokenId> ids;  // the new ones
     FinishReason reason = FinishReason::length;
+    double log_likelihood = 0;   // of the new ids as the model has it, before penalty, temperature and filters
     std::optional<State> state;  // of everything before the last id, which is pending in it
   };
   std::vector<Sequence> sequences;

@@ -36,6 +36,14 @@ void SamplingParams::validate() const {
           "sampling: repetition penalty must be positive and finite, got ", repetition_penalty);
 }
 
+double log_normalizer(std::span<const float> logits, const char* what) {
+  const double top = *std::ranges::max_element(logits);
+  require(std::isfinite(top), what, ": logits must be finite, got ", top);
+  double total = 0;
+  for (const float logit : logits) total += std::exp(double{logit} - top);
+  return top + std::log(total);
+}
+
 Sampler::Sampler(int64_t vocab) { candidates_.resize(static_cast<size_t>(vocab)); }
 
 TokenId Sampler::sample(std::span<const float> logits, const SamplingParams& params, std::span<const uint8_t> seen,

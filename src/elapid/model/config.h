@@ -18,6 +18,8 @@ struct ModelConfig {
   NormConfig norm;
   bool tied_head = true;
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
+  // Of embeddings that a caller gives in place of ids: some families scale those, too, others the table's rows alone.
+  float given_embedding_scale = 1;
   std::vector<BlockConfig> blocks;
 
   float router_aux_loss_coef = 0;  // share of the experts' auxiliary loss in the training loss

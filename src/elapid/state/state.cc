@@ -1,6 +1,7 @@
 #include "elapid/state/state.h"
 
 #include "elapid/core/error.h"
+#include "elapid/core/hash.h"
 #include "elapid/io/safetensors.h"
 
 #include <algorithm>
@@ -72,6 +73,17 @@ Shape State::with_tokens(int64_t tokens, const Shape& shape) {
   return with;
 }
 
+std::string State::checksum(const Data& data) {
+  Hash hash;
+  for (size_t i = 0; i < data.entries.size(); ++i) {
+    hash.add(tensor_name(data.entries[i]));
+    hash.add(data.tensors[i].data, static_cast<size_t>(data.tensors[i].bytes()));
+  }
+  hash.add(data.tokens.data(), data.tokens.size() * sizeof(TokenId));
+  hash.add(data.pending.data(), data.pending.size() * sizeof(TokenId));
+  return hash.hex();
+}
+
 void State::write(const std::filesystem::path& path) const {
   std::vector<NamedTensor> tensors;
   std::string per_token;
@@ -90,7 +102,8 @@ void State::write(const std::filesystem::path& path) const {
       {"version", std::string(kVersion)},
       {"fingerprint", data_->spec ? data_->spec->fingerprint() : data_->fingerprint},
       {"dtype", "f32"},
-      {"length", std::to_string(data_->length)}};
+      {"length", std::to_string(data_->length)},
+      {"checksum", checksum(*data_)}};
   if (!per_token.empty()) metadata["per_token"] = per_token;
   write_safetensors(path, tensors, metadata);
 }
@@ -153,6 +166,10 @@ State State::parse(Bytes bytes, const std::string& what) {
     at += tensor.bytes();
     data->entries.push_back(f.entry);
     data->tensors.push_back(tensor);
+  }
+  if (file.metadata().contains("checksum")) {
+    require(meta("checksum") == checksum(*data), what, ": values must have the checksum ", meta("checksum"),
+            " that they were written with, got ", checksum(*data));
   }
   return State(std::move(data));
 }

@@ -5,8 +5,8 @@
 //
 // File format: safetensors with the tensors `state.{layer}.{kind}` (float32), `tokens` and `pending` (int64 ids), and
 // the metadata {"format": "elapid.state", "version": "1", "fingerprint": hex, "dtype": "f32", "length": tokens consumed
-// (as many as `tokens` has, when absent), "per_token": "{layer}.{kind} …" (absent when there are none)}. Tensors per
-// token have the tokens as their first dimension.
+// (as many as `tokens` has, when absent), "per_token": "{layer}.{kind} …" (absent when there are none), "checksum": a
+// Hash of all values (not checked when absent)}. Tensors per token have the tokens as their first dimension.
 
 #include "elapid/core/batch.h"
 #include "elapid/core/buffer.h"
@@ -59,6 +59,8 @@ class State {
     std::shared_ptr<const StateSpec> spec;  // the pool's, when the snapshot was taken in this process
     std::string fingerprint;                // the file's, when it was read
   };
+  // A Hash of all values.
+  static std::string checksum(const Data& data);
   // [tokens, shape…]
   static Shape with_tokens(int64_t tokens, const Shape& shape);
   explicit State(std::shared_ptr<const Data> data) : data_(std::move(data)) {}

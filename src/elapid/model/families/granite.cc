@@ -27,6 +27,7 @@ ModelConfig read_config(const Json& json, const std::string& what, const Family&
   config.norm.eps = read_epsilon(reader, "rms_norm_eps", 1e-6);
   config.tied_head = reader.boolean("tie_word_embeddings", false);
   config.embedding_scale = read_multiplier(reader, "embedding_multiplier");
+  config.given_embedding_scale = config.embedding_scale;
   config.residual_scale = read_multiplier(reader, "residual_multiplier");
   const double logits_scaling = reader.number("logits_scaling", 1);
   require(logits_scaling != 0, reader.name_of_key("logits_scaling"), ": must not be 0, got 0");
