@@ -1,21 +1,33 @@
 # elapid_add_kernels(<target> <source>...)
 #
-# Compiles each *_cpu.cc once per instruction-set level and links all of them into <target>. The level's macro picks the
-# vector type in cpu/simd.h and the backend tag (`Cpu`) that the kernels' run() overloads carry.
+# Compiles each *_cpu.cc once per instruction-set level, each *_amx.cc for AMX, and links all of them into <target>. The
+# level's macro picks the vector type in cpu/simd.h and the backend tag (`Cpu`) that the kernels' run() overloads carry.
 
 set(ELAPID_ISA_LEVELS baseline avx2 avx512)
 set(ELAPID_ISA_FLAGS_baseline "")
 set(ELAPID_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(ELAPID_ISA_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+set(ELAPID_ISA_FLAGS_amx ${ELAPID_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
 # gcc 12 warns about _mm512_undefined_ps() inside its own headers (GCC bug 105593).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  list(APPEND ELAPID_ISA_FLAGS_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
+  foreach(level avx512 amx)
+    list(APPEND ELAPID_ISA_FLAGS_${level} -Wno-uninitialized -Wno-maybe-uninitialized)
+  endforeach()
 endif()
 
 function(elapid_add_kernels target)
-  foreach(level IN LISTS ELAPID_ISA_LEVELS)
+  foreach(level ${ELAPID_ISA_LEVELS} amx)
     set(objects ${target}_${level})
-    add_library(${objects} OBJECT ${ARGN})
+    set(sources ${ARGN})
+    if(level STREQUAL "amx")
+      list(FILTER sources INCLUDE REGEX "_amx\\.cc$")
+    else()
+      list(FILTER sources EXCLUDE REGEX "_amx\\.cc$")
+    endif()
+    if(NOT sources)
+      continue()
+    endif()
+    add_library(${objects} OBJECT ${sources})
     string(TOUPPER ${level} upper)
     target_compile_definitions(${objects} PRIVATE ELAPID_ISA_${upper}=1)
     target_compile_options(${objects} PRIVATE ${ELAPID_ISA_FLAGS_${level}})

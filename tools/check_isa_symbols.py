@@ -3,10 +3,10 @@
 
     check_isa_symbols.py BUILD_DIR
 
-Kernel sources are compiled once per level into OBJECT libraries <target>_baseline, <target>_avx2, <target>_avx512. A weak
+Kernel sources are compiled once per level into OBJECT libraries <target>_baseline, …_avx2, …_avx512, …_amx. A weak
 symbol in one of them (an inline function, a template instance) may be the copy that the linker keeps for everybody: an
 AVX-512 std::max that runs on a machine without AVX-512. So every symbol that such an object defines must be local, or
-strong with a name that carries its own level's tag (Baseline, Avx2, Avx512: run(Avx2, const Args&)).
+strong with a name that carries its own level's tag (Baseline, Avx2, Avx512, Amx: run(Avx2, const Args&)).
 """
 
 import subprocess
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 # How the Itanium ABI spells each level's tag inside a mangled name.
-TAGS = {"baseline": "8Baseline", "avx2": "4Avx2", "avx512": "6Avx512"}
+TAGS = {"baseline": "8Baseline", "avx2": "4Avx2", "avx512": "6Avx512", "amx": "3Amx"}
 
 # A pointer to the C++ runtime's personality routine: data, the same at every level.
 HARMLESS = {"DW.ref.__gxx_personality_v0"}

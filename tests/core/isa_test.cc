@@ -59,7 +59,7 @@ TEST(Isa, AnUnknownLevelIsAnErrorThatListsWhatThereIs) {
 }
 
 TEST(Isa, ALevelAboveTheMachineIsAnError) {
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (isa <= available_isas().back()) continue;
     EXPECT_TRUE(active_isa_under(std::string(name_of(isa)).c_str()).failed);
     EXPECT_THROW(set_active_isa(isa), Error);

@@ -2,6 +2,7 @@
 
 #include "elapid/ops/matmul/grouped_matmul_reference.h"
 #include "tests/ops/harness.h"
+#include "tests/ops/packed.h"
 
 namespace elapid::testing {
 namespace {
@@ -12,6 +13,7 @@ struct Case {
   DType dtype = DType::f32;
   Range range = kMixed;
   bool strided = false;
+  Arithmetic arithmetic = Arithmetic::f32;
 };
 
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& rows) {
@@ -20,32 +22,32 @@ std::vector<int64_t> offsets_of(const std::vector<int64_t>& rows) {
   return offsets;
 }
 
-Param packed(Workbench& bench, const Tensor& rows) {
-  const Tensor memory = bench.output(1, packed_bytes(rows.shape, rows.dtype) / 4, false);
-  return {"weight", pack_weight(threads(1), rows, memory.data), Packing::tiles};
-}
-
 Operation make(Workbench& bench, const Case& c) {
   reference::GroupedMatmulInputs in;
   in.offsets = offsets_of(c.rows);
   const Tensor x = bench.matrix(in.offsets.back(), c.in, c.range, c.strided);
-  in.x = reference::matrix_of(x);
+  const bool rounds = c.arithmetic == Arithmetic::bf16;
+  const auto operand = [&](const Tensor& t) {
+    return rounds ? rounded_to_bf16(reference::matrix_of(t)) : reference::matrix_of(t);
+  };
+  in.x = operand(x);
   std::vector<Param> weights;
   for (size_t g = 0; g < c.rows.size(); ++g) {
     const Tensor rows = bench.tensor({c.out, c.in}, c.range, c.dtype, Alignment::none);
-    in.weights.push_back(reference::matrix_of(rows));
-    weights.push_back(packed(bench, rows));
+    in.weights.push_back(operand(rows));
+    weights.push_back(packed(bench, rows, c.arithmetic));
   }
   const Tensor offsets = bench.integers(in.offsets);
   return {[=](Context& ctx) { return std::vector{grouped_matmul(ctx, x, weights, offsets)}; },
-          {reference::grouped_matmul(in)}};
+          {reference::grouped_matmul(in)},
+          rounds};
 }
 
 std::string describe(const Case& c) {
   std::string text = "rows";
   for (const int64_t n : c.rows) text += concat(" ", n);
   return concat(text, ", ", c.in, " -> ", c.out, " ", name_of(c.dtype), c.range.low < 0 ? " mixed" : " positive",
-                c.strided ? " strided" : "");
+                c.strided ? " strided" : "", c.arithmetic == Arithmetic::bf16 ? " in bf16" : "");
 }
 
 // Groups of none, few and many rows beside each other, first and last; depths and widths around blocks and tasks.
@@ -63,8 +65,11 @@ TEST(GroupedMatmul, Forward) {
   size_t i = 0;
   for (const std::vector<int64_t>& rows : groups) {
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-      op.cases.push_back({rows, depths[i % 5], widths[i % 6], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0});
-      ++i;
+      for (const Arithmetic arithmetic : {Arithmetic::f32, Arithmetic::bf16}) {
+        op.cases.push_back(
+            {rows, depths[i % 5], widths[i % 6], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0, arithmetic});
+        ++i;
+      }
     }
   }
   op.cases.push_back({{1, 0, 1, 14}, 1100, 700, DType::bf16, kPositive});  // several tasks of several blocks
@@ -109,6 +114,9 @@ TEST(GroupedMatmul, OperandsThatDoNotFitAreErrors) {
   EXPECT_THROW(call(x, {weight, bench.param(rows)}, offsets), Error) << "not packed";
   EXPECT_THROW(call(x, {weight, packed(bench, bench.tensor({5, 8}, kMixed))}, offsets), Error) << "another shape";
   EXPECT_THROW(call(x, {weight, packed(bench, bench.tensor({6, 8}, kMixed, DType::f16))}, offsets), Error);
+  const Param other = packed(bench, bench.tensor({6, 8}, kMixed, DType::bf16), Arithmetic::bf16);
+  EXPECT_NO_THROW(call(x, {other, other}, offsets));
+  EXPECT_THROW(call(x, {packed(bench, bench.tensor({6, 8}, kMixed, DType::bf16)), other}, offsets), Error);
   EXPECT_THROW(call(x.columns(0, 7), {weight, weight}, offsets), Error);
   EXPECT_THROW(call(x, {weight, weight}, bench.integers({0, 3})), Error);
   EXPECT_THROW(call(x, {weight, weight}, bench.integers({1, 1, 3})), Error);

@@ -2,6 +2,7 @@
 
 #include "elapid/ops/matmul/matmul_reference.h"
 #include "tests/ops/harness.h"
+#include "tests/ops/packed.h"
 
 #include <cstring>
 
@@ -14,18 +15,13 @@ struct Case {
   Range range = kMixed;
   bool strided = false, bias = false, add = false, in_place = false;
   float alpha = 1;
+  Arithmetic arithmetic = Arithmetic::f32;
 };
-
-// `rows` in packed order, in memory of the workbench.
-Param packed(Workbench& bench, const Tensor& rows) {
-  const Tensor memory = bench.output(1, packed_bytes(rows.shape, rows.dtype) / 4, false);
-  return {"weight", pack_weight(threads(1), rows, memory.data), Packing::tiles};
-}
 
 Operation make(Workbench& bench, const Case& c) {
   const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided);
   const Tensor rows = bench.tensor({c.out, c.in}, c.range, c.dtype, Alignment::none);
-  const Param weight = packed(bench, rows);
+  const Param weight = packed(bench, rows, c.arithmetic);
   Epilogue epilogue;
   epilogue.alpha = c.alpha;
   if (c.bias) epilogue.bias = bench.tensor({c.out}, kMixed);
@@ -36,10 +32,14 @@ Operation make(Workbench& bench, const Case& c) {
     epilogue.out = bench.output(c.rows, c.out, true);
   }
   if (epilogue.out) bench.writable(epilogue.out);
-  const reference::MatmulInputs in{reference::matrix_of(x), reference::matrix_of(rows),
-                                   reference::matrix_of(epilogue.bias), reference::matrix_of(epilogue.add),
-                                   static_cast<double>(c.alpha)};
-  return {[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; }, {reference::matmul(in)}};
+  reference::MatmulInputs in{reference::matrix_of(x), reference::matrix_of(rows), reference::matrix_of(epilogue.bias),
+                             reference::matrix_of(epilogue.add), static_cast<double>(c.alpha)};
+  const bool rounds = c.arithmetic == Arithmetic::bf16;
+  if (rounds) {
+    in.x = rounded_to_bf16(in.x);
+    in.weight = rounded_to_bf16(in.weight);
+  }
+  return {[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; }, {reference::matmul(in)}, rounds};
 }
 
 Op<Case> op() {
@@ -67,13 +67,27 @@ Op<Case> op() {
     op.cases.push_back({9, 96, out, DType::f32, kPositive, true, false, true});
   }
   op.cases.push_back({2, 1100, 700, DType::bf16, kPositive});  // several tasks of several blocks
+  // The same in bf16 arithmetic: heights and widths of a tile, of two and of a task, and their neighbours.
+  for (const int64_t rows : {0, 1, 2, 4, 5, 7, 15, 16, 17, 31, 32, 33, 48, 65, 130}) {
+    for (const DType dtype : dtypes) {
+      const int64_t depths[] = {64, 257, 33, 300, 1}, widths[] = {48, 130, 33, 16, 257};
+      op.cases.push_back({rows, depths[i % 5], widths[i / 2 % 5], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0,
+                          i % 4 < 2, i % 5 < 2, i % 7 == 3, i % 2 == 0 ? 1.0f : -0.75f, Arithmetic::bf16});
+      ++i;
+    }
+  }
+  for (const int64_t out : {0, 1, 15, 17, 31, 33, 63, 65, 300}) {
+    op.cases.push_back({6, 96, out, DType::bf16, kPositive, false, true, false, false, 1, Arithmetic::bf16});
+    op.cases.push_back({40, 96, out, DType::f32, kPositive, true, false, true, false, 1, Arithmetic::bf16});
+  }
+  op.cases.push_back({150, 8200, 70, DType::bf16, kPositive, false, false, false, false, 1, Arithmetic::bf16});
   op.describe = [](const Case& c) {
     return concat(c.rows, " x ", c.in, " -> ", c.out, " ", name_of(c.dtype), c.range.low < 0 ? " mixed" : " positive",
                   c.strided ? " strided" : "", c.bias ? " bias" : "",
                   c.in_place ? " in place"
                   : c.add    ? " add"
                              : "",
-                  " alpha ", c.alpha);
+                  " alpha ", c.alpha, c.arithmetic == Arithmetic::bf16 ? " in bf16" : "");
   };
   op.make = make;
   return op;
@@ -99,6 +113,21 @@ TEST(Matmul, PackedOrderIsWhatTheContractSays) {
         ASSERT_EQ(std::memcmp(at, from, static_cast<size_t>(size)), 0) << "output " << o << ", input " << k;
       }
     }
+  }
+}
+
+TEST(Matmul, PackedOrderOfRoundedWeightsIsThatOfRoundedRows) {
+  constexpr int64_t kOut = 19, kIn = 35;
+  for (const DType dtype : {DType::f32, DType::f16}) {
+    Workbench bench(6);
+    const Tensor rows = bench.tensor({kOut, kIn}, kMixed, dtype, Alignment::none);
+    const Tensor by_hand = bench.tensor({kOut, kIn}, kMixed, DType::bf16);
+    const reference::Matrix values = reference::matrix_of(rows);
+    for (int64_t i = 0; i < kOut * kIn; ++i) by_hand.ptr<BFloat16>()[i] = to_bf16(static_cast<float>(values[i]));
+    const Param got = packed(bench, rows, Arithmetic::bf16), want = packed(bench, by_hand);
+    EXPECT_EQ(got.value.dtype, DType::bf16);
+    const auto bytes = static_cast<size_t>(packed_bytes(rows.shape, DType::bf16));
+    EXPECT_EQ(std::memcmp(got.value.data, want.value.data, bytes), 0);
   }
 }
 
@@ -130,9 +159,14 @@ TEST(Matmul, NanStaysInItsRow) {
   Workbench bench(4);
   constexpr int64_t kRows = 30, kIn = 70, kOut = 50, kBad = 13;
   const Tensor x = bench.matrix(kRows, kIn, kMixed, true);
-  const Param weight = packed(bench, bench.tensor({kOut, kIn}, kMixed, DType::bf16));
-  for (const float bad : {__builtin_nanf(""), __builtin_inff()}) {
-    for_each_isa([&](Isa) {
+  const Tensor rows = bench.tensor({kOut, kIn}, kMixed, DType::bf16);
+  uint32_t lowest_bit = 0x7f800001;  // a NaN that is none once its low half is gone
+  float low_nan;
+  std::memcpy(&low_nan, &lowest_bit, sizeof low_nan);
+  for (const float bad : {__builtin_nanf(""), __builtin_inff(), low_nan}) {
+    for_each_isa([&](Isa isa) {
+      const Arithmetic arithmetic = static_cast<int>(isa) % 2 == 0 ? Arithmetic::f32 : Arithmetic::bf16;
+      const Param weight = packed(bench, rows, arithmetic);
       Lab lab(3);
       Context ctx = lab.ctx();
       const float kept = x.row<float>(kBad)[5];
@@ -166,6 +200,10 @@ TEST(Matmul, OperandsThatDoNotFitAreErrors) {
   add.add = bench.matrix(2, 6, kMixed, false);
   EXPECT_THROW(matmul(ctx, x, weight, add), Error);
   EXPECT_THROW(pack_weight(ctx.threads, bench.integers({1, 2}).reshape({1, 2}), rows.data), Error);
+  EXPECT_THROW(pack_weight(ctx.threads, {&rows, 1}, DType::f16, rows.data), Error);
+  Param unrounded = weight;
+  unrounded.arithmetic = Arithmetic::bf16;
+  EXPECT_THROW(matmul(ctx, x, unrounded), Error) << "f32 weights in bf16 arithmetic";
 }
 
 }  // namespace

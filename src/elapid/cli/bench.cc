@@ -74,8 +74,8 @@ void run(const Options& o) {
   const std::string name = o.config ? *o.config : o.model.folder().string();
   const auto threads = o.model.start_threads();
   const Stopwatch load;
-  const auto model =
-      config ? random_model(*config, *threads) : load_model(name, *threads, {.gated_norm = o.model.gated_norm});
+  const auto model = config ? random_model(*config, *threads, 1, o.model.precision)
+                            : load_model(name, *threads, o.model.load_options());
   const double load_seconds = load.seconds();
   Engine engine(*model, *threads, {.slots = o.batch, .chunk = o.chunk, .batch = std::max(o.chunk, o.batch)});
 
@@ -104,7 +104,7 @@ void run(const Options& o) {
       2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (ceilings.tflops * 1e12);
   const OrderedJson json = {{"model", name},
                             {"device", "cpu"},
-                            {"dtype", "f32"},
+                            {"dtype", name_of(weights.precision)},
                             {"threads", threads->size()},
                             {"batch", o.batch},
                             {"prompt", o.prompt},

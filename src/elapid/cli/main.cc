@@ -42,7 +42,8 @@ std::string usage() {
   }
   return text +
          "\n`elapid COMMAND --help` lists its options; `elapid --version` prints the version.\n"
-         "ELAPID_FORCE_ISA=baseline|avx2|avx512 forces an instruction set; ELAPID_TRACE=1 reports the time spent in "
+         "ELAPID_FORCE_ISA=baseline|avx2|avx512|amx forces an instruction set; ELAPID_TRACE=1 reports the time spent "
+         "in "
          "kernels.\n";
 }
 

@@ -21,10 +21,13 @@ void check_device(const std::string& device) {
   throw UsageError(concat("--device: must be cpu or cuda[:N], got ", device));
 }
 
-void check_dtype(const std::string& dtype) {
-  if (dtype == "auto" || dtype == "f32") return;
-  for (const std::string_view known : {"bf16", "int8", "int4"}) {
-    if (dtype == known) throw UsageError(concat("--dtype: must be auto or f32 in this version, got ", dtype));
+std::optional<Precision> parse_precision(const std::string& dtype) {
+  if (dtype == "auto") return {};
+  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+    if (dtype == name_of(precision)) return precision;
+  }
+  for (const std::string_view known : {"int8", "int4"}) {
+    if (dtype == known) throw UsageError(concat("--dtype: must be auto, f32 or bf16 in this version, got ", dtype));
   }
   throw UsageError(concat("--dtype: must be auto, f32, bf16, int8 or int4, got ", dtype));
 }
@@ -48,8 +51,10 @@ std::filesystem::path bundled_model() {
 void ModelOptions::add(Flags& flags) {
   flags.text("--model", "DIR", model, "Hugging Face folder (default: the bundled storyteller)");
   flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
-  flags.option("--dtype", "T", check_dtype,
-               "auto | f32: float32 arithmetic over the weights as stored (default: auto)");
+  flags.option(
+      "--dtype", "T", [this](const std::string& text) { precision = parse_precision(text); },
+      "f32: float32 arithmetic over the weights as stored | bf16: bf16 products, float32 sums, states and norms | "
+      "auto: bf16 where the checkpoint is bf16 or f16, else f32 (default: auto)");
   flags.option(
       "--gated-norm", "NORM",
       [this](const std::string& text) {
@@ -82,7 +87,7 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
 }
 
 std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {
-  auto loaded = load_model(folder, pool, {.gated_norm = gated_norm});
+  auto loaded = load_model(folder, pool, load_options());
   for (const std::string& text : loaded->config().notes) note(concat("note: ", text));
   for (const std::string& key : loaded->config().unknown_keys) {
     note(concat("note: config.json: ", quote(key), " is not known here and has no effect"));

@@ -17,6 +17,7 @@ namespace elapid::cli {
 struct ModelOptions {
   std::optional<std::string> model, tokenizer;
   std::optional<GatedNorm> gated_norm;
+  std::optional<Precision> precision;
   int64_t threads = 0;  // 0: all that this process may use
 
   // --model --device --dtype --gated-norm --threads
@@ -27,6 +28,7 @@ struct ModelOptions {
   // error is one line.
   [[nodiscard]] std::filesystem::path folder() const;
   [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
+  [[nodiscard]] LoadOptions load_options() const { return {.gated_norm = gated_norm, .precision = precision}; }
   // The model, with what a person should know about it on standard error.
   [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.

@@ -12,6 +12,7 @@ enum class Isa {
   baseline,  // x86-64: SSE2
   avx2,      // AVX2, FMA, F16C
   avx512,    // AVX-512 F BW DQ VL
+  amx,       // that, AVX-512 BF16 and VNNI, and AMX tiles of bf16 and int8
 };
 
 std::string_view name_of(Isa isa);

@@ -4,7 +4,8 @@
 //
 // A backend is a tag that carries its execution resource; a kernel is an overload run(Backend, const Args&) on a plain
 // struct of arguments. ELAPID_KERNEL declares one for every CPU level; a forgotten kernel is a link error. Kernels that
-// exist on CUDA add ELAPID_CUDA_KERNEL; launch() takes it when it is declared.
+// have a form for AMX tiles, or exist on CUDA, add ELAPID_AMX_KERNEL or ELAPID_CUDA_KERNEL; launch() takes those when
+// they are declared, and at AMX level otherwise the AVX-512 form.
 
 #include "elapid/core/context.h"
 #include "elapid/core/error.h"
@@ -22,6 +23,9 @@ struct Avx2 {
 struct Avx512 {
   ThreadPool& threads;
 };
+struct Amx {
+  ThreadPool& threads;
+};
 struct Cuda {
   void* stream;
 };
@@ -30,6 +34,7 @@ struct Cuda {
   void run(Baseline, const Args&); \
   void run(Avx2, const Args&);     \
   void run(Avx512, const Args&);
+#define ELAPID_AMX_KERNEL(Args) void run(Amx, const Args&);
 #define ELAPID_CUDA_KERNEL(Args) void run(Cuda, const Args&);
 
 template <class Args>
@@ -45,6 +50,12 @@ void dispatch(const Context& ctx, const Args& args) {
     case Isa::baseline: return run(Baseline{ctx.threads}, args);
     case Isa::avx2: return run(Avx2{ctx.threads}, args);
     case Isa::avx512: return run(Avx512{ctx.threads}, args);
+    case Isa::amx:
+      if constexpr (requires(Amx amx) { run(amx, args); }) {
+        return run(Amx{ctx.threads}, args);
+      } else {
+        return run(Avx512{ctx.threads}, args);
+      }
   }
 }
 

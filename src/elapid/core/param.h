@@ -14,10 +14,14 @@ enum class Packing : uint8_t {
   tiles,  // as ops/matmul wants it, see pack_weight() there; shape stays [out, in]
 };
 
+// What the operands of a product are rounded to, inputs and weights; sums are float32 either way.
+enum class Arithmetic : uint8_t { f32, bf16 };
+
 struct Param {
   std::string name;
   Tensor value;
   Packing packing = Packing::rows;
+  Arithmetic arithmetic = Arithmetic::f32;
 
   explicit operator bool() const { return static_cast<bool>(value); }
 };

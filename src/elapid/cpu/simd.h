@@ -16,7 +16,10 @@
 
 namespace elapid {
 
-#if defined(ELAPID_ISA_AVX512)
+#if defined(ELAPID_ISA_AMX)
+#define ELAPID_ISA_AVX512 1
+using Cpu = Amx;
+#elif defined(ELAPID_ISA_AVX512)
 using Cpu = Avx512;
 #elif defined(ELAPID_ISA_AVX2)
 using Cpu = Avx2;
@@ -446,6 +449,17 @@ ELAPID_INLINE F32 erf(const F32& x) {
     const IntPart sign = part_and(part_bits(x.v[i]), part_int(static_cast<int32_t>(0x80000000u)));
     const Part signed_far = part_floats(part_or(part_bits(far.v[i]), sign));
     return part_if_greater(size.v[i], part_broadcast(0.9375f), signed_far, near.v[i]);
+  });
+}
+
+// Rounded to bf16, ties to even; NaN and infinity stay.
+ELAPID_INLINE F32 round_to_bf16(const F32& x) {
+  return by_part([&](auto i) ELAPID_LAMBDA {
+    const IntPart bits = part_bits(x.v[i]), odd = part_and(part_shift_right<16>(bits), part_int(1));
+    const IntPart carried = part_add_int(bits, part_add_int(odd, part_int(0x7fff)));
+    const Part rounded = part_floats(part_and(carried, part_int(static_cast<int32_t>(0xffff0000u))));
+    const Part size = part_floats(part_and(bits, part_int(0x7fffffff)));
+    return part_if_greater(part_broadcast(__builtin_inff()), size, rounded, x.v[i]);
   });
 }
 

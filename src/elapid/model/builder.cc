@@ -45,16 +45,18 @@ DType dtype_of(const ParameterInfo& info, const ModelBuilder::Source& source) {
     const DType d = part.rows.dtype;
     require(d == DType::f32 || d == DType::bf16 || d == DType::f16, "load model: ", info.param->name,
             " must be f32, bf16 or f16, got ", name_of(d));
-    require(d == dtype || info.role != Role::matrix, "load model: all parts of ", info.name,
-            " must be of one element type, got ", name_of(dtype), " and ", name_of(d));
+    require(d == dtype || (info.role != Role::matrix && info.role != Role::router), "load model: all parts of ",
+            info.name, " must be of one element type, got ", name_of(dtype), " and ", name_of(d));
   }
   return dtype;
 }
 
+DType packed_dtype(Precision precision, DType stored) { return precision == Precision::bf16 ? DType::bf16 : stored; }
+
 }  // namespace
 
-ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads)
-    : model_(std::make_unique<Model>(std::move(config))), threads_(threads) {}
+ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision)
+    : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
 
 void* ModelBuilder::take(int64_t bytes) {
   char* at = static_cast<char*>(model_->memory_.data()) + used_;
@@ -63,11 +65,17 @@ void* ModelBuilder::take(int64_t bytes) {
   return at;
 }
 
+Precision ModelBuilder::precision_of(const ParameterInfo& info, DType stored) const {
+  if (info.role == Role::router) return Precision::f32;
+  return precision_.value_or(stored == DType::f32 ? Precision::f32 : Precision::bf16);
+}
+
 int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source) const {
   const DType dtype = dtype_of(info, source);
-  const int64_t packed = aligned(packed_bytes(info.shape, dtype));
+  const int64_t packed = aligned(packed_bytes(info.shape, packed_dtype(precision_of(info, dtype), dtype)));
   switch (info.role) {
-    case Role::matrix: return packed;
+    case Role::matrix:
+    case Role::router: return packed;
     case Role::table:
       return (source.parts.front().file ? 0 : aligned(info.shape.size() * size_of(dtype))) +
              (model_->config_.tied_head ? packed : 0);
@@ -112,9 +120,13 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   const auto pack = [&](Param& to) {
     std::vector<Tensor> rows;
     for (const Part& part : source.parts) rows.push_back(part.rows);
-    const int64_t bytes = packed_bytes(info.shape, rows.front().dtype);
-    to.value = pack_weight(threads_, rows, take(bytes));
+    const Precision precision = precision_of(info, rows.front().dtype);
+    const DType dtype = packed_dtype(precision, rows.front().dtype);
+    const int64_t bytes = packed_bytes(info.shape, dtype);
+    to.value = pack_weight(threads_, rows, dtype, take(bytes));
     to.packing = Packing::tiles;
+    to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
+    weights.precision = std::max(weights.precision, precision);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
   };
   // f(element) as float32 in memory, at [row, column] or the other way round.
@@ -129,6 +141,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   const auto as_is = [](float v) { return v; };
   switch (info.role) {
     case Role::matrix:
+    case Role::router:
       pack(param);
       if (info.param != &model.head_) {
         weights.matrix_elements += static_cast<int64_t>(static_cast<double>(info.shape.size()) * info.use);

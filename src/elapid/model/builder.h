@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,8 @@ class ModelBuilder {
   // is sized before it is filled), then with true, right before they are copied.
   using Find = std::function<Source(const ParameterInfo&, bool values)>;
 
-  ModelBuilder(ModelConfig config, ThreadPool& threads);
+  // `precision` as LoadOptions'.
+  ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision);
 
   // Fills every parameter. Called once, before finish().
   void fill(const Find& find);
@@ -38,12 +40,15 @@ class ModelBuilder {
   std::unique_ptr<Model> finish(std::function<std::string()> fingerprint);
 
  private:
+  // What the matrix of a parameter is held in.
+  [[nodiscard]] Precision precision_of(const ParameterInfo& info, DType stored) const;
   [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);
   void* take(int64_t bytes);
 
   std::unique_ptr<Model> model_;
   ThreadPool& threads_;
+  std::optional<Precision> precision_;
   int64_t used_ = 0;
 };
 

@@ -71,7 +71,7 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
 
   std::set<std::string, std::less<>> used;
   if (config.tied_head) used.insert(rules.at(kHeadName).front().theirs);
-  ModelBuilder builder(config, threads);
+  ModelBuilder builder(config, threads, options.precision);
   builder.fill([&](const ParameterInfo& info, bool) {
     ModelBuilder::Source source;
     for (const NameRule& rule : rules.at(info.name)) {

@@ -15,6 +15,8 @@ enum class GatedNorm : uint8_t { group, whole };
 
 struct LoadOptions {
   std::optional<GatedNorm> gated_norm{};  // else as the checkpoint was trained, as far as its folder tells
+  // Of the matrices. f32 is the reference path; empty: bf16 where they are stored as bf16 or f16, else f32.
+  std::optional<Precision> precision = Precision::f32;
 };
 
 // Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
@@ -28,6 +30,7 @@ ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& 
 
 // A model with random weights, to measure speed: never zeros, of the config's torch_dtype (f32 when it names none),
 // initialized so that activations stay finite at any depth. Same seed, same weights.
-std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed = 1);
+std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed = 1,
+                                    std::optional<Precision> precision = Precision::f32);
 
 }  // namespace elapid

@@ -8,6 +8,14 @@
 
 namespace elapid {
 
+std::string_view name_of(Precision precision) {
+  switch (precision) {
+    case Precision::f32: return "f32";
+    case Precision::bf16: return "bf16";
+  }
+  return "?";
+}
+
 Model::Model(ModelConfig config) : config_(std::move(config)), norm_(config_.norm, config_.d_model) {
   auto spec = std::make_shared<StateSpec>();
   blocks_.reserve(config_.blocks.size());
@@ -21,7 +29,9 @@ Model::Model(ModelConfig config) : config_(std::move(config)), norm_(config_.nor
 }
 
 Tensor Model::hidden(Context& ctx, const Pass& pass) const {
-  const Tensor x = embedding(ctx, pass.batch.tokens, embedding_, config_.embedding_scale);  // [T, d_model]
+  const Batch& batch = pass.batch;
+  const Tensor x = batch.embeddings ? scale(ctx, batch.embeddings, config_.given_embedding_scale)  // [T, d_model]
+                                    : embedding(ctx, batch.tokens, embedding_, config_.embedding_scale);
   Streams streams{.residual = x, .embedding = {}, .side = {}};
   if (reads_embedding_) streams.embedding = scale(ctx, x, 1);  // the residual will change
   if (has_side_) streams.side = ctx.arena.alloc(x.shape, DType::f32);

@@ -14,6 +14,13 @@
 
 namespace elapid {
 
+// What matrices are held in and multiplied in.
+enum class Precision : uint8_t {
+  f32,   // as stored, float32 arithmetic
+  bf16,  // bf16 weights and inputs, float32 sums
+};
+std::string_view name_of(Precision precision);
+
 class Model {
  public:
   // Parameters without values; load.h fills them.
@@ -39,6 +46,7 @@ class Model {
     int64_t bytes_per_token = 0;                               // read to decode one token of one sequence
     int64_t matrix_elements = 0;                               // that multiply every token, without embedding and head
     std::vector<std::pair<DType, int64_t>> elements_by_dtype;  // as stored
+    Precision precision = Precision::f32;                      // the lowest of any matrix
   };
   [[nodiscard]] const Weights& weights() const { return weights_; }
 

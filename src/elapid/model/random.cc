@@ -24,7 +24,8 @@ struct Range {
 Range range_of(const ParameterInfo& info, int64_t layers) {
   switch (info.role) {
     case Role::table: return {-half_width(1), half_width(1)};
-    case Role::matrix: {
+    case Role::matrix:
+    case Role::router: {
       // Bodies add into the residual: together all layers add about as much variance as the embedding has.
       const bool adds = info.name.ends_with("out_proj.weight") || info.name.ends_with("down_proj.weight");
       const double share = adds ? 1 / std::sqrt(static_cast<double>(layers)) : 1;
@@ -43,14 +44,15 @@ Range range_of(const ParameterInfo& info, int64_t layers) {
 
 }  // namespace
 
-std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed) {
+std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed,
+                                    std::optional<Precision> precision) {
   const DType matrices = config.torch_dtype.value_or(DType::f32);
-  ModelBuilder builder(config, threads);
+  ModelBuilder builder(config, threads, precision);
   Buffer memory;  // one parameter's at a time
   uint64_t stream = 0;
   builder.fill([&](const ParameterInfo& info, bool values) {
     const Range range = range_of(info, static_cast<int64_t>(config.blocks.size()));
-    const bool is_matrix = info.role == Role::matrix || info.role == Role::table;
+    const bool is_matrix = info.role == Role::matrix || info.role == Role::router || info.role == Role::table;
     const DType dtype = is_matrix ? matrices : DType::f32;
     const int64_t size = info.shape.size();
     info.param->name = info.name;

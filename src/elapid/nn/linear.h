@@ -18,8 +18,8 @@ struct Linear {
     return matmul(ctx, x, weight, epilogue);
   }
 
-  void visit(const std::string& prefix, const ParameterVisitor& f) {
-    f({prefix + "weight", &weight, {out, in}, Role::matrix});
+  void visit(const std::string& prefix, const ParameterVisitor& f, Role role = Role::matrix) {
+    f({prefix + "weight", &weight, {out, in}, role});
     if (has_bias) f({prefix + "bias", &bias, {out}, Role::vector});
   }
 };

@@ -48,7 +48,7 @@ void Moe::forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass
 void Moe::visit(const std::string& prefix, const ParameterVisitor& f) {
   const MoeConfig& c = config_;
   const int64_t width = c.d_latent > 0 ? c.d_latent : c.d_model;
-  router_.visit(prefix + "router.", f);
+  router_.visit(prefix + "router.", f, Role::router);
   if (c.correction_bias) f({prefix + "correction_bias", &correction_bias_, {c.experts}, Role::vector});
   if (c.d_latent > 0) latent_in_.visit(prefix + "latent_in.", f);
   const double use = static_cast<double>(c.top_k) / static_cast<double>(c.experts);

@@ -14,7 +14,8 @@ namespace elapid {
 // What a parameter is, hence how its memory form follows from the checkpoint's.
 enum class Role : uint8_t {
   table,      // embedding rows, used as stored
-  matrix,     // [out, in] for matmul: packed, element type as stored
+  matrix,     // [out, in] for matmul: packed, of the element type that the model is loaded in
+  router,     // a matrix whose products stay float32: a score's rounding may choose another expert
   vector,     // float32, whatever the checkpoint stores
   conv_taps,  // checkpoint [channels, 1, K] → float32 [K, channels]
   decay,      // checkpoint A_log → float32 A = −exp(A_log)

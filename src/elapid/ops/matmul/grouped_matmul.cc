@@ -10,9 +10,10 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
   require(in >= 1, "grouped_matmul: ", weights.front().name, " must have at least one input, got ", in);
   for (const Param& w : weights) {
     require(w.packing == Packing::tiles, "grouped_matmul: ", w.name, " must be packed");
-    require(w.value.shape == first.shape && w.value.dtype == first.dtype, "grouped_matmul: ", w.name, " must be ",
-            name_of(first.dtype), " [", out, ", ", in, "] as the first group's, got ", name_of(w.value.dtype), " [",
-            w.value.shape[0], ", ", w.value.shape[1], "]");
+    require(w.value.shape == first.shape && w.value.dtype == first.dtype && w.arithmetic == weights.front().arithmetic,
+            "grouped_matmul: ", w.name, " must be ", name_of(first.dtype), " [", out, ", ", in,
+            "] as the first group's, got ", name_of(w.value.dtype), " [", w.value.shape[0], ", ", w.value.shape[1],
+            w.arithmetic == weights.front().arithmetic ? "]" : "] in other arithmetic");
   }
   require(x.dtype == DType::f32 && x.shape.rank == 2 && x.cols() == in, "grouped_matmul: x must be an f32 matrix with ",
           in, " columns, got ", name_of(x.dtype), " with ", x.cols());
@@ -27,7 +28,7 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
   const Tensor y = ctx.arena.alloc({x.rows(), out}, DType::f32);
   const Arena::Scope scope(ctx.arena);
   const Tensor first_task = ctx.arena.alloc({groups + 1}, DType::i64);
-  launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task});
+  launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task, room_to_round(ctx, x, weights.front())});
   return y;
 }
 

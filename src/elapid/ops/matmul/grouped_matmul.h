@@ -19,7 +19,9 @@ struct GroupedMatmulForward {
   const Param* weights;  // one a group, at least one
   Tensor offsets;        // [groups + 1] i64
   Tensor first_task;     // scratch [groups + 1] i64
+  Tensor rounded;        // as MatmulForward's
 };
 ELAPID_KERNEL(GroupedMatmulForward)
+ELAPID_AMX_KERNEL(GroupedMatmulForward)
 
 }  // namespace elapid

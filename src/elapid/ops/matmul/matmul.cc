@@ -48,15 +48,37 @@ void pack(ThreadPool& threads, const Rows& rows, Shape shape, DType dtype, Unit*
   });
 }
 
+// The same for weights that are rounded on the way.
+template <class T>
+void pack_rounded(ThreadPool& threads, const Rows& rows, Shape shape, BFloat16* packed) {
+  const int64_t out = shape[0], in = shape[1], depth = packed_depth(in);
+  parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t block = begin; block < end; ++block) {
+      BFloat16* to = packed + block * depth * kPackBlock;
+      std::fill_n(to, depth * kPackBlock, BFloat16{0});
+      for (int64_t lane = 0; lane < std::min(kPackBlock, out - block * kPackBlock); ++lane) {
+        const char* from = rows[block * kPackBlock + lane];
+        for (int64_t k = 0; k < in; ++k) {
+          T value;
+          std::memcpy(&value, from + k * int64_t{sizeof value}, sizeof value);
+          to[(k / 2 * kPackBlock + lane) * 2 + k % 2] = to_bf16(to_float(value));
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 int64_t packed_bytes(Shape shape, DType dtype) {
   return packed_blocks(shape[0]) * kPackBlock * packed_depth(shape[1]) * size_of(dtype);
 }
 
-Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* memory) {
+Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, DType packed, void* memory) {
   require(!parts.empty(), "pack_weight: weight must have rows, got none");
   const DType dtype = parts.front().dtype;
+  require(packed == dtype || packed == DType::bf16, "pack_weight: weight must be packed as ", name_of(dtype),
+          " or bf16, got ", name_of(packed));
   Shape shape{0, parts.front().cols()};
   for (const Tensor& part : parts) {
     require(part.shape.rank == 2 && part.shape[1] == shape[1] && part.dtype == dtype,
@@ -65,6 +87,11 @@ Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* mem
     shape.dims[0] += part.shape[0];
   }
   const Rows rows(parts);
+  if (packed != dtype && (dtype == DType::f32 || dtype == DType::f16)) {
+    dtype == DType::f32 ? pack_rounded<float>(threads, rows, shape, static_cast<BFloat16*>(memory))
+                        : pack_rounded<Float16>(threads, rows, shape, static_cast<BFloat16*>(memory));
+    return {memory, packed, shape};
+  }
   switch (dtype) {
     case DType::f32:
     case DType::bf16: pack(threads, rows, shape, dtype, static_cast<uint32_t*>(memory)); break;
@@ -74,9 +101,16 @@ Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* mem
   return {memory, dtype, shape};
 }
 
+Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight) {
+  if (weight.arithmetic == Arithmetic::f32) return {};
+  return ctx.arena.alloc({rounded_bytes(x.rows(), x.cols())}, DType::u8);
+}
+
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {
   const int64_t out = weight.value.shape[0], in = weight.value.shape[1];
   require(weight.packing == Packing::tiles, "matmul: ", weight.name, " must be packed");
+  require(weight.arithmetic == Arithmetic::f32 || weight.value.dtype == DType::bf16, "matmul: ", weight.name,
+          " must be bf16 for bf16 arithmetic, got ", name_of(weight.value.dtype));
   require(in >= 1, "matmul: ", weight.name, " must have at least one input, got ", in);
   require(x.dtype == DType::f32 && x.cols() == in, "matmul: x must be f32 with ", in, " columns for ", weight.name,
           ", got ", name_of(x.dtype), " with ", x.cols());
@@ -88,7 +122,8 @@ Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue
             "matmul: add and out must be f32 [", x.rows(), ", ", out, "], got [", t.rows(), ", ", t.cols(), "]");
   }
   const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, DType::f32);
-  launch(ctx, MatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha});
+  const Arena::Scope scope(ctx.arena);
+  launch(ctx, MatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha, room_to_round(ctx, x, weight)});
   return y;
 }
 

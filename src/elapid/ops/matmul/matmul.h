@@ -1,10 +1,14 @@
 #pragma once
 
-// y = alpha · (x · Wᵀ + bias) + add, in float32 arithmetic over weights of any stored type.
+// y = alpha · (x · Wᵀ + bias) + add.
 //
-// Every output element is the same sequence of operations whatever the number of rows, threads or neighbours: products
-// are added in order of k by fused multiply-add into one accumulator per kAccumulate inputs, and those partial sums in
-// order into the result. So a row's result is bit-identical alone and in any batch.
+// In f32 arithmetic, over weights of any stored type, every output element is the same sequence of operations whatever
+// the number of rows, threads or neighbours: products are added in order of k by fused multiply-add into one
+// accumulator per kAccumulate inputs, and those partial sums in order into the result. So a row's result is
+// bit-identical alone and in any batch.
+//
+// In bf16 arithmetic x is rounded to bf16 first (subnormals may count as zero); products are exact and sums float32.
+// The order of the sums depends on the number of rows, as AMX tiles take many at once.
 
 #include "elapid/core/buffer.h"
 #include "elapid/core/kernel.h"
@@ -37,17 +41,27 @@ ELAPID_INLINE constexpr int64_t packed_blocks(int64_t out) { return (out + kPack
 int64_t packed_bytes(Shape shape, DType dtype);
 
 // Rows [out, in] f32, bf16 or f16 as in the checkpoint, at any alignment → a view of `memory` in packed order, which
-// must hold packed_bytes(). The rows may come in parts [n, in] of one element type, one after another, and each part
-// may be columns of a wider matrix.
-Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, void* memory);
+// must hold packed_bytes() of `dtype`: the rows' own type, or bf16, to which others are rounded. The rows may come in
+// parts [n, in] of one element type, one after another, and each part may be columns of a wider matrix.
+Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, DType dtype, void* memory);
 inline Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory) {
-  return pack_weight(threads, std::span(&rows, 1), memory);
+  return pack_weight(threads, std::span(&rows, 1), rows.dtype, memory);
 }
 
 struct MatmulForward {
   Tensor x, weight, bias, add, y;  // weight: shape [out, in], data packed
   float alpha;
+  Tensor rounded;  // in bf16 arithmetic, room for rounded_bytes(); else empty
 };
 ELAPID_KERNEL(MatmulForward)
+ELAPID_AMX_KERNEL(MatmulForward)
+
+// For x rounded to bf16: as floats with x's shape, or as bf16 with packed_depth() columns and what a tile of sixteen
+// rows may read behind the last one.
+ELAPID_INLINE constexpr int64_t rounded_bytes(int64_t rows, int64_t in) {
+  return (rows + kPackBlock) * packed_depth(in) * size_of(DType::f32);
+}
+// In the arena; empty for f32 arithmetic.
+Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight);
 
 }  // namespace elapid

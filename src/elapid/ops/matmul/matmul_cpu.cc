@@ -133,6 +133,20 @@ void task(const MatmulForward& a, const Cut& c, int64_t i) {
   if (row < row_end) task<T>(a, row, row_end, block, block_end);
 }
 
+// x as it is, or rounded to bf16 where there is room for it.
+Tensor operand(Cpu cpu, const Tensor& x, const Tensor& room) {
+  if (!room) return x;
+  const Tensor rounded(room.data, DType::f32, {x.rows(), x.cols()});
+  parallel_for(cpu.threads, x.rows(), (int64_t{1} << 15) / x.cols() + 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < x.cols(); c += kLanes) {
+        store(rounded.row<float>(r) + c, round_to_bf16(load(x.row<float>(r) + c, x.cols() - c)), x.cols() - c);
+      }
+    }
+  });
+  return rounded;
+}
+
 template <class T>
 void multiply(Cpu cpu, const MatmulForward& a) {
   const Cut cut = cut_of<T>(a.x.rows(), a.x.cols(), a.y.cols());
@@ -182,7 +196,16 @@ void by_dtype(Cpu cpu, DType weights, const Args& a) {
 
 }  // namespace
 
-void run(Cpu cpu, const MatmulForward& a) { by_dtype(cpu, a.weight.dtype, a); }
-void run(Cpu cpu, const GroupedMatmulForward& a) { by_dtype(cpu, a.weights[0].value.dtype, a); }
+void run(Cpu cpu, const MatmulForward& a) {
+  MatmulForward b = a;
+  b.x = operand(cpu, a.x, a.rounded);
+  by_dtype(cpu, a.weight.dtype, b);
+}
+
+void run(Cpu cpu, const GroupedMatmulForward& a) {
+  GroupedMatmulForward b = a;
+  b.x = operand(cpu, a.x, a.rounded);
+  by_dtype(cpu, a.weights[0].value.dtype, b);
+}
 
 }  // namespace elapid
