@@ -7,7 +7,7 @@ set(ELAPID_ISA_LEVELS baseline avx2 avx512)
 set(ELAPID_ISA_FLAGS_baseline "")
 set(ELAPID_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(ELAPID_ISA_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
-set(ELAPID_ISA_FLAGS_amx ${ELAPID_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
+set(ELAPID_ISA_FLAGS_amx ${ELAPID_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8 -mprfchw)
 # gcc 12 warns about _mm512_undefined_ps() inside its own headers (GCC bug 105593).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   foreach(level avx512 amx)

@@ -78,6 +78,10 @@ ELAPID_INLINE void products(const BFloat16* x, const BFloat16* w, int64_t depth,
       _tile_dpbf16ps(3, 4, 5);
     } else {
       static_assert(row_tiles <= 2 && blocks <= 2);
+      for (int64_t i = 0; i < kTileRows; ++i) {  // two tiles ahead
+        for (int64_t b = 0; b < blocks; ++b)
+          _mm_prefetch(w + b * w_block + (2 * kTileRows + i) * kTileDepth, _MM_HINT_T0);
+      }
       _tile_loadd(6, w, 64);
       if constexpr (row_tiles == 2) _tile_loadd(5, x + x_tile, x_stride);
       if constexpr (blocks == 2) _tile_loadd(7, w + w_block, 64);
@@ -108,6 +112,11 @@ ELAPID_INLINE void finish(const MatmulForward& a, const float* sums, int64_t row
 template <int row_tiles, int blocks>
 ELAPID_INLINE void tiles(const MatmulForward& a, const Input& x, int64_t row, int64_t row_end, int64_t block) {
   alignas(64) float sums[4 * kTileSums];
+  // A row of y is a line or two here and far from the next: ask for all of them while the products are computed.
+  for (int64_t r = row; r < row_end && r < row + row_tiles * kTileRows; ++r) {
+    const float* to = a.y.row<float>(r) + block * kPackBlock;
+    for (int64_t b = 0; b < blocks; ++b) __builtin_prefetch(to + b * kPackBlock, 1);
+  }
   products<row_tiles, blocks>(x.row(row), a.weight.ptr<BFloat16>() + block * x.depth * kPackBlock, x.depth, sums);
   for (int64_t i = 0; i < row_tiles; ++i) {
     for (int64_t b = 0; b < blocks; ++b) {
