@@ -99,11 +99,11 @@ if ! ((fast)); then
     fi
   done
 
-  # Files, states, kernels and threads, and the whole engine through the command and its bad inputs.
-  sanitized=(elapid elapid_core_test elapid_io_test elapid_ops_test elapid_state_test)
-  ! ((sweep)) || sanitized=()
+  # Files, states and threads; everything with --sweep.
+  sanitized=(elapid_core_test elapid_io_test elapid_state_test) layers='^(core|io|state)\.'
+  ! ((sweep)) || sanitized=() layers=.
   if step "address and undefined-behaviour sanitizer build" scripts/build.sh asan "${sanitized[@]}"; then
-    run_tests "address and undefined-behaviour sanitizer tests" asan \
+    run_tests "address and undefined-behaviour sanitizer tests" asan --tests-regex "$layers" \
       --exclude-regex '^(text\.Texts/HostileText\.TakesLinearTime|install\.|cli\.(Bench|Chat|Generate|Score|States))|_NOT_BUILT$'
   fi
 

@@ -403,7 +403,8 @@ class Output(CliTest):
 
 class Generate(CliTest):
     def test_greedy_text_is_the_reference(self):
-        got = self.generate(WIZARD["prompt"], "--greedy", "--max-new-tokens", "60")
+        flags = (WIZARD["prompt"], "--greedy", "--max-new-tokens", "60", "--dtype", "f32")
+        got = self.generate(*flags)
         ids = WIZARD["output_ids"][len(WIZARD["prompt_ids"]):][:60]
         self.assertEqual(got["ids"], ids)  # margins are wide
         self.assertTrue(WIZARD["text"].startswith(WIZARD["prompt"] + got["text"]))
@@ -413,7 +414,7 @@ class Generate(CliTest):
                          (len(WIZARD["prompt_ids"]), 60, "length"))
         self.assertGreater(got["prefill_tok_s"], 0)
         self.assertGreater(got["decode_tok_s"], 0)
-        text = self.out("generate", "--model", STORYTELLER, WIZARD["prompt"], "--greedy", "--max-new-tokens", "60")
+        text = self.out("generate", "--model", STORYTELLER, *flags)
         self.assertEqual(text.decode(), got["text"] + "\n")
 
     def test_prompts_from_anywhere_are_the_same(self):
@@ -897,7 +898,7 @@ class Chat(CliTest):
 class Score(CliTest):
     def test_a_book_scores_as_in_the_reference(self):
         want = REFERENCE["validation"][HOUND.stem]
-        got = self.json("score", "--model", STORYTELLER, "--file", HOUND)
+        got = self.json("score", "--model", STORYTELLER, "--file", HOUND, "--dtype", "f32")
         self.assertEqual(list(got), ["tokens", "nll_mean", "perplexity", "bits_per_byte", "tok_s", "peak_rss_mib"])
         self.assertEqual(got["tokens"], want["tokens"])
         self.assertAlmostEqual(got["nll_mean"], want["mean_nll_f64"], delta=1e-4)
@@ -906,11 +907,20 @@ class Score(CliTest):
         self.assertGreater(got["tok_s"], 0)
         self.assertGreater(got["peak_rss_mib"], 1)
 
+    def test_bf16_products_cost_little(self):
+        """And are what a bf16 checkpoint gets unless another type is asked for."""
+        text = HOUND.read_bytes()[:6000].rsplit(b" ", 1)[0]
+        nll = {dtype: self.json("score", "--model", STORYTELLER, "--dtype", dtype, stdin=text)["nll_mean"]
+               for dtype in ("f32", "bf16", "auto")}
+        self.assertEqual(nll["auto"], nll["bf16"])
+        self.assertNotEqual(nll["f32"], nll["bf16"])
+        self.assertAlmostEqual(nll["f32"], nll["bf16"], delta=2e-3)
+
     def test_ways_to_give_a_text(self):
         text = HOUND.read_bytes()[:1500].rsplit(b" ", 1)[0]
         path = self.folder / "text"
         path.write_bytes(text)
-        score = ("score", "--model", STORYTELLER)
+        score = ("score", "--model", STORYTELLER, "--dtype", "f32")
         want = self.json(*score, "--file", path, "--per-token")
         self.assertEqual(len(want["nll"]), want["tokens"])
         self.assertAlmostEqual(sum(want["nll"]) / want["tokens"], want["nll_mean"], places=6)
