@@ -329,6 +329,19 @@ TEST(TorchFileErrors, BombsInTensors) {
   refuse(zip_of_tensor(0, {40, 24}, {0, 1}), {"strided tensors must together be no larger than the file"});
 }
 
+TEST(TorchFileErrors, ManyViewsOfOneStorage) {
+  const auto views = [](int count) {
+    std::string entries;
+    for (int i = 0; i < count; ++i) {
+      entries += pickled("w" + std::to_string(i)) +
+                 pickled_tensor(pickled_storage("0", "Float", 100'000), 0, {100, 1000}, {1000, 1});
+    }
+    return torch_zip(pickle(pickled_dict(entries)), {std::string(400'000, 'x')}).str();
+  };
+  EXPECT_EQ(parse(views(16)).size(), 16);
+  refuse(views(100), {"tensors must together be no larger than 16 times the file"});
+}
+
 TEST(TorchFileErrors, Storages) {
   const auto with_storage = [](const std::string& storage) {
     return zip_of_tensor(pickled_tensor(storage, 0, {1}, {1}));
