@@ -117,6 +117,20 @@ TEST(Config, BadValuesAreErrorsThatNameTheKey) {
   EXPECT_NE(error_of([] { parse_config(R"({"model_type": "gpt2"})", "c"); }).find("got gpt2"), std::string::npos);
 }
 
+// Layers times experts have names before any tensor is looked at: a short text must not ask for millions.
+TEST(Config, ExpertsOfAllLayersTogetherAreBounded) {
+  const auto error = [](const Json& json) { return error_of([&] { parse(json); }); };
+  EXPECT_EQ(error({{"model_type", "granitemoe"}, {"num_hidden_layers", 16384}, {"num_local_experts", 4096}}),
+            "config.json: all layers together must have at most 131072 experts, got 67108864 in 16384 layers");
+  EXPECT_EQ(error({{"model_type", "jamba"}, {"num_hidden_layers", 1000}, {"num_experts", 4000}}),
+            "config.json: all layers together must have at most 131072 experts, got 2000000 in 500 layers");
+  EXPECT_EQ(error({{"model_type", "nemotron_h"},
+                   {"hybrid_override_pattern", std::string(100, 'E')},
+                   {"n_routed_experts", 4096}}),
+            "config.json: all layers together must have at most 131072 experts, got 409600 in 100 layers");
+  EXPECT_EQ(error({{"model_type", "granitemoe"}, {"num_hidden_layers", 32}, {"num_local_experts", 4096}}), "no error");
+}
+
 TEST(Config, ANaNIsRefusedHoweverItIsWritten) {
   const std::string text = R"({"model_type": "mamba2", "layer_norm_epsilon": NaN})";
   EXPECT_NE(error_of([&] { parse_config(text, "c"); }).find("c: layer_norm_epsilon"), std::string::npos);
