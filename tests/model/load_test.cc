@@ -253,5 +253,14 @@ TEST_F(LoadTest, RandomModelsAreFiniteReproducibleAndNotZero) {
   }
 }
 
+TEST_F(LoadTest, SizesThatOverflowAreErrors) {
+  const Json json = {
+      {"model_type", "mamba2"}, {"vocab_size", 1}, {"hidden_size", 1 << 23}, {"expand", 2},
+      {"num_heads", 1 << 18},   {"head_dim", 64},  {"n_groups", 1},          {"num_hidden_layers", 16384}};
+  const ModelConfig config = parse_config(json.dump(), "config.json");
+  const std::string message = error_of([&] { random_model(config, threads_); });
+  EXPECT_EQ(message.find("load model: all weights together must fit 63 bits, got "), 0u) << message;
+}
+
 }  // namespace
 }  // namespace elapid::testing
