@@ -13,6 +13,9 @@
 
 namespace elapid {
 
+// A number that float32 holds as a finite one; an Error naming `what` otherwise.
+double finite_number(const Json& value, const std::string& what);
+
 class ConfigReader {
  public:
   ConfigReader(const Json& json, const std::string& what);
@@ -22,7 +25,7 @@ class ConfigReader {
 
   // The key's value, or `otherwise` when it is absent or null. Errors name file, key, rule and value.
   int64_t integer(const std::string& key, int64_t otherwise, int64_t minimum, int64_t maximum);
-  double number(const std::string& key, double otherwise);
+  double number(const std::string& key, double otherwise);  // finite
   bool boolean(const std::string& key, bool otherwise);
   std::string text(const std::string& key, const std::string& otherwise);
   // A list of integers, or one integer; empty when absent.
