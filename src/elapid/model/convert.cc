@@ -4,6 +4,7 @@
 #include "elapid/io/checkpoint.h"
 #include "elapid/io/checkpoint_writer.h"
 #include "elapid/model/checkpoint_rules.h"
+#include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
 
 #include <algorithm>
@@ -32,6 +33,8 @@ Json common_json(const ModelConfig& config, const Family& family, const char* ar
                          : dtype == DType::f16 ? "float16"
                                                : "float32"}};
   json["layer_norm_epsilon"] = std::stod(concat(config.norm.eps));  // 1e-05, not the float32's 9.99999974e-06
+  // transformers has no word for rows without an id; it keeps keys that it does not know.
+  if (config.tokens > 0 && config.tokens < config.vocab) json[ConfigReader::kTokens] = config.tokens;
   if (config.eos_ids.size() == 1) {
     json["eos_token_id"] = config.eos_ids.front();
   } else if (!config.eos_ids.empty()) {

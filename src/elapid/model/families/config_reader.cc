@@ -190,6 +190,7 @@ void ConfigReader::finish_part() {
 
 void ConfigReader::finish(ModelConfig& config) {
   config.eos_ids = integers("eos_token_id");
+  config.tokens = integer(kTokens, config.tokens, 1, config.vocab);
   // transformers 5 writes dtype, earlier releases torch_dtype.
   const std::string legacy = text("torch_dtype", std::string(kAbsent)), dtype = text("dtype", legacy);
   if (dtype == "float32") config.torch_dtype = DType::f32;
