@@ -534,6 +534,18 @@ class Generate(CliTest):
                            "--max-new-tokens", "100", "--ignore-eos")
             out.decode()
 
+    def test_rows_of_a_padded_vocabulary_are_never_drawn(self):
+        original, converted = CONFORMANCE / "state_spaces" / "ss_mamba2", self.folder / "converted"
+        self.out("convert", "--model", original, "--output", converted)
+        tokens = json.loads((original / "config.json").read_text())["vocab_size"]
+        self.assertGreater(json.loads((converted / "config.json").read_text())["vocab_size"], tokens)
+        flags = ("--prompt-ids", "5 17 3", "--max-new-tokens", "400", "--ignore-eos", "--temperature", "1000", "--top-p",
+                 "1", "--seed", "1")
+        ids = self.generate(*flags, model=converted)["ids"]
+        self.assertEqual(len(ids), 400)
+        self.assertLess(max(ids), tokens)
+        self.assertEqual(self.generate(*flags, model=original)["ids"], ids)
+
     def test_chunks_change_nothing(self):
         flags = (WIZARD["prompt"], "--greedy", "--max-new-tokens", "20")
         want = self.generate(*flags)["ids"]

@@ -165,6 +165,18 @@ TEST(TorchFile, ReadsPython2Names) {
   EXPECT_TRUE(tensors.contains("w"));
 }
 
+TEST(TorchFile, ReadsMemosWithGaps) {
+  // Numbered from 1, and with numbers left out.
+  const std::string name = pickled("w") + "r" + bytes_of_number(uint32_t{100'000});
+  const std::string shape = "K\x18\x85q\x01", again = "h\x01";
+  const std::string tensor = pickled_global("torch._utils", "_rebuild_tensor_v2") + "(" +
+                             pickled_storage("0", "Float", 24) + pickled(int64_t{0}) + shape + "K\x01\x85\x89}tR";
+  const std::string second = pickled_global("torch._utils", "_rebuild_tensor_v2") + "(" +
+                             pickled_storage("0", "Float", 24) + pickled(int64_t{0}) + again + "K\x01\x85\x89}tR";
+  const std::string text = pickle(pickled_dict(name + tensor + pickled("v") + second));
+  EXPECT_EQ(parse(torch_zip(text, {kFloats}).str()).at("v").tensor.shape, Shape(24));
+}
+
 TEST(TorchFile, ReadsZip64) {
   const std::string text =
       pickle(pickled_dict(pickled("w") + pickled_tensor(pickled_storage("0", "Float", 24), 0, {24}, {1})));
@@ -210,6 +222,8 @@ TEST(TorchFileErrors, Operations) {
         "g",    "p",    "d", "l", "2",    "\x8f", "\x90", "\x91", "\x96", "\x97", "\x98", "\xff"}) {
     refuse_pickle(pickle(std::string(op)), {"byte 2: operations must be those that torch.save writes, got 0x"});
   }
+  refuse_pickle(pickle("(ios\nsystem\n"),
+                {"operations must be those that torch.save writes, got 0x69 of \"os.system\""});
   refuse_pickle("}.", {"must begin with its protocol"});
   refuse_pickle(std::string("\x80\x00}.", 4), {"protocol must be from 2 to 5, got 0"});
   refuse_pickle("\x80\x06}.", {"protocol must be from 2 to 5, got 6"});
@@ -237,9 +251,9 @@ TEST(TorchFileErrors, BombsInPickles) {
   refuse_pickle(pickle(std::string(100'000, '(')), {"must be nested at most 256 deep"});
   expect_error([] { parse(torch_zip("\x80\x02" + std::string(3'000'000, ')')).str()); },
                {"must have at most 2000000 operations"});
-  refuse_pickle(pickle("Nr\xff\xff\xff\xff"), {"memo index must be at most 0, got 4294967295"});
-  refuse_pickle(pickle("Nq\x01"), {"memo index must be at most 0, got 1"});
-  refuse_pickle(pickle(std::string("h\0", 2)), {"memo index must be below 0, got 0"});
+  refuse_pickle(pickle(std::string("h\0", 2)), {"memo index must be one that was put, got 0"});
+  refuse_pickle(pickle("Nq\x03h\x02"), {"memo index must be one that was put, got 2"});
+  refuse_pickle(pickle("Nr\xff\xff\xff\xff"), {"must have at most 2000000 operations"});
   refuse_pickle(pickle("X\xff\xff\xff\xff"), {"must go on for 4294967295 bytes, got only"});
   refuse_pickle(pickle("\x8d" + std::string(8, '\xff')), {"must go on for 18446744073709551615 bytes"});
   refuse_pickle(pickle("\x8b\xff\xff\xff\xff"), {"must go on for 4294967295 bytes"});
@@ -327,6 +341,19 @@ TEST(TorchFileErrors, BombsInTensors) {
   EXPECT_EQ(parse(transposed(1)).size(), 1);
   refuse(transposed(100), {"strided tensors must together be no larger than the file"});
   refuse(zip_of_tensor(0, {40, 24}, {0, 1}), {"strided tensors must together be no larger than the file"});
+}
+
+TEST(TorchFileErrors, ManyViewsOfOneStorage) {
+  const auto views = [](int count) {
+    std::string entries;
+    for (int i = 0; i < count; ++i) {
+      entries += pickled("w" + std::to_string(i)) +
+                 pickled_tensor(pickled_storage("0", "Float", 100'000), 0, {100, 1000}, {1000, 1});
+    }
+    return torch_zip(pickle(pickled_dict(entries)), {std::string(400'000, 'x')}).str();
+  };
+  EXPECT_EQ(parse(views(16)).size(), 16);
+  refuse(views(100), {"tensors must together be no larger than 16 times the file"});
 }
 
 TEST(TorchFileErrors, Storages) {

@@ -117,6 +117,70 @@ TEST(Config, BadValuesAreErrorsThatNameTheKey) {
   EXPECT_NE(error_of([] { parse_config(R"({"model_type": "gpt2"})", "c"); }).find("got gpt2"), std::string::npos);
 }
 
+// Layers times experts have names before any tensor is looked at: a short text must not ask for millions.
+TEST(Config, ExpertsOfAllLayersTogetherAreBounded) {
+  const auto error = [](const Json& json) { return error_of([&] { parse(json); }); };
+  EXPECT_EQ(error({{"model_type", "granitemoe"}, {"num_hidden_layers", 16384}, {"num_local_experts", 4096}}),
+            "config.json: all layers together must have at most 131072 experts, got 67108864 in 16384 layers");
+  EXPECT_EQ(error({{"model_type", "jamba"}, {"num_hidden_layers", 1000}, {"num_experts", 4000}}),
+            "config.json: all layers together must have at most 131072 experts, got 2000000 in 500 layers");
+  EXPECT_EQ(error({{"model_type", "nemotron_h"},
+                   {"hybrid_override_pattern", std::string(100, 'E')},
+                   {"n_routed_experts", 4096}}),
+            "config.json: all layers together must have at most 131072 experts, got 409600 in 100 layers");
+  EXPECT_EQ(error({{"model_type", "granitemoe"}, {"num_hidden_layers", 32}, {"num_local_experts", 4096}}), "no error");
+}
+
+TEST(Config, RopeIsNeverPassedOverInSilence) {
+  const auto error = [](const Json& change) {
+    Json json = {{"model_type", "granitemoe"}};
+    json.update(change);
+    return error_of([&] { parse(json); });
+  };
+  const Json yarn = {{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}};
+  EXPECT_EQ(error({{"rope_scaling", nullptr}}), "no error");
+  EXPECT_EQ(error({{"rope_scaling", yarn}}), "no error");
+  EXPECT_EQ(error({{"rope_scaling", "yarn"}}), "config.json: rope_scaling: must be an object or null, got \"yarn\"");
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    const std::string message = error({{key, {1, 2}}});
+    EXPECT_EQ(message.find(concat("config.json: ", key, ": must be an object or null, got ")), 0u) << message;
+  }
+  Json changed = yarn;
+  changed["beta_fastest"] = 3;
+  EXPECT_EQ(error({{"rope_parameters", changed}}),
+            "config.json: rope_parameters: beta_fastest: must be a key that this engine knows, got 3");
+  changed = yarn;
+  changed["truncate"] = "no";
+  EXPECT_EQ(error({{"rope_parameters", changed}}),
+            "config.json: rope_parameters: truncate must be true or false, got \"no\"");
+  changed = yarn;
+  changed["attention_factor"] = 1e300;
+  EXPECT_EQ(error({{"rope_parameters", changed}}),
+            "config.json: rope_parameters: attention_factor must be finite, got 1e+300");
+  EXPECT_EQ(error({{"rope_parameters", yarn}, {"rope_theta", 1}}),
+            "config.json: rope_parameters: rope_theta must be above 1 for yarn, got 1");
+  EXPECT_EQ(error({{"rope_theta", 1}}), "no error");
+  EXPECT_NE(error({{"rope_theta", 1e-300}}).find("frequencies must be finite"), std::string::npos);
+}
+
+TEST(Config, MultipliersAreFinite) {
+  const Json infinity = {{"__float__", "Infinity"}};
+  for (const char* key : {"embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"}) {
+    for (const Json& value : {infinity, Json(1e300)}) {
+      const std::string message = error_of([&] { parse({{"model_type", "granitemoe"}, {key, value}}); });
+      EXPECT_EQ(message.find(concat("config.json: ", key, ": must be finite as a float32, got ")), 0u) << message;
+    }
+  }
+  for (const double tiny : {0.0, 1e-300}) {
+    const std::string message = error_of([&] { parse({{"model_type", "granitemoe"}, {"logits_scaling", tiny}}); });
+    EXPECT_EQ(message.find("config.json: logits_scaling: must not be 0"), 0u) << message;
+  }
+  const std::string message = error_of([&] {
+    parse({{"model_type", "falcon_h1"}, {"mlp_multipliers", {1.0, infinity}}});
+  });
+  EXPECT_EQ(message, "config.json: mlp_multipliers: must be finite as a float32, got inf");
+}
+
 TEST(Config, ANaNIsRefusedHoweverItIsWritten) {
   const std::string text = R"({"model_type": "mamba2", "layer_norm_epsilon": NaN})";
   EXPECT_NE(error_of([&] { parse_config(text, "c"); }).find("c: layer_norm_epsilon"), std::string::npos);

@@ -9,7 +9,7 @@
 namespace elapid::testing {
 namespace {
 
-class ConvertTest : public ::testing::TestWithParam<std::string> {
+class ConvertTest : public ::testing::Test {
  protected:
   std::vector<float> logits(const fs::path& folder) {
     const auto model = load_model(folder, threads_);
@@ -22,6 +22,8 @@ class ConvertTest : public ::testing::TestWithParam<std::string> {
   Context ctx_{{}, threads_, arena_};
 };
 
+class ConvertCase : public ConvertTest, public ::testing::WithParamInterface<std::string> {};
+
 // What transformers has a class for.
 bool is_expressible(const std::string& name) {
   for (const char* none : {"layernorm", "dssm_mlp", "mamba2attn", "transformerpp"}) {
@@ -30,7 +32,7 @@ bool is_expressible(const std::string& name) {
   return true;
 }
 
-TEST_P(ConvertTest, WritesAFolderThatComputesTheSameBits) {
+TEST_P(ConvertCase, WritesAFolderThatComputesTheSameBits) {
   const fs::path from = case_folder(GetParam()), to = folder_.path() / "converted";
   if (!is_expressible(GetParam())) {
     EXPECT_EQ(error_of([&] {
@@ -51,9 +53,16 @@ TEST_P(ConvertTest, WritesAFolderThatComputesTheSameBits) {
   EXPECT_EQ(convert_checkpoint(to, again, {.max_shard_bytes = 20'000}).tensors, done.tensors);
   EXPECT_TRUE(fs::exists(again / "model.safetensors.index.json")) << "in shards of 20 kB";
   EXPECT_EQ(logits(again), logits(from));
+  // Rows of a padded vocabulary stay rows without an id.
+  const auto ids = [](const fs::path& folder) {
+    const ModelConfig read = load_config(folder);
+    return read.tokens > 0 ? read.tokens : read.vocab;
+  };
+  EXPECT_EQ(ids(to), ids(from));
+  EXPECT_EQ(ids(again), ids(from));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ConvertTest, ::testing::ValuesIn(conformance_cases()),
+INSTANTIATE_TEST_SUITE_P(Cases, ConvertCase, ::testing::ValuesIn(conformance_cases()),
                          [](const auto& one) { return test_name(one.param); });
 
 TEST(Convert, TheGatedNormDecidesTheClass) {
@@ -143,6 +152,36 @@ TEST(Convert, ReadsMistralsLayout) {
   write_text(both / "params.json", params.dump());
   EXPECT_EQ(load_config(both).notes.at(0), "the gated norm works per group, as this checkpoint was trained");
   EXPECT_EQ(logits(both), want);
+  // Converted, it has params.json no more: a class that norms per group says the same.
+  const fs::path grouped = folder.path() / "grouped", whole = folder.path() / "whole";
+  EXPECT_EQ(convert_checkpoint(both, grouped).family, "nemotron_h");
+  EXPECT_EQ(logits(grouped), want);
+  // Asked otherwise, the folder is what its class computes.
+  EXPECT_EQ(convert_checkpoint(both, whole, {.load = {.gated_norm = GatedNorm::whole}}).family, "mamba2");
+  EXPECT_EQ(logits(whole), logits(mistral, {.gated_norm = GatedNorm::whole}));
+}
+
+TEST_F(ConvertTest, TheGatedNormThatIsAskedForIsWritten) {
+  const LoadOptions group{.gated_norm = GatedNorm::group}, whole{.gated_norm = GatedNorm::whole};
+  const auto logits_as = [&](const fs::path& folder, const LoadOptions& options) {
+    const auto model = load_model(folder, threads_, options);
+    return run(*model, ctx_, {{{5, 17, 3, 90, 41, 8, 8}}, {{4, 6}}});
+  };
+  const fs::path from = case_folder("mamba2_groups"), grouped = folder_.path() / "grouped";
+  EXPECT_EQ(convert_checkpoint(from, grouped, {.load = group}).family, "nemotron_h");
+  EXPECT_EQ(logits(grouped), logits_as(from, group));
+  EXPECT_NE(logits(grouped), logits(from));
+  // And back: mixers alone have both classes.
+  const fs::path back = folder_.path() / "back";
+  EXPECT_EQ(convert_checkpoint(grouped, back, {.load = whole}).family, "mamba2");
+  EXPECT_EQ(logits(back), logits(from));
+  // No class norms attention's neighbours otherwise.
+  EXPECT_EQ(error_of([&] {
+              convert_checkpoint(case_folder("nemotron_h_default"), folder_.path() / "none", {.load = whole});
+            }),
+            "convert: a class of transformers must compute this model, got layers of attention or an MLP beside the "
+            "mixers");
+  EXPECT_FALSE(fs::exists(folder_.path() / "none"));
 }
 
 }  // namespace

@@ -85,6 +85,21 @@ TEST_F(LoadTest, MissingUnknownAndMisshapenTensorsAreNamed) {
   EXPECT_EQ(load_error(integers), "load model: " + kInProj + " must be f32, bf16 or f16, got i32");
 }
 
+TEST_F(LoadTest, BuffersThatEarlierReleasesSavedAreIgnored) {
+  Checkpoint checkpoint("granitemoe_default");
+  checkpoint.write(folder_.path());
+  const std::vector<float> plain = logits(folder_.path());
+  checkpoint.tensors.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", checkpoint.make(DType::f32, {4})});
+  checkpoint.tensors.push_back({"model.norm.num_batches_tracked", checkpoint.make(DType::i64, {})});
+  checkpoint.write(folder_.path());
+  EXPECT_EQ(logits(folder_.path()), plain);
+  checkpoint.tensors.push_back({"model.layers.0.self_attn.inv_freqs", checkpoint.make(DType::f32, {4})});
+  EXPECT_NE(load_error(checkpoint)
+                .find("every tensor must be one that granitemoe has, got model.layers.0.self_attn."
+                      "inv_freqs"),
+            std::string::npos);
+}
+
 TEST_F(LoadTest, FolderErrorsNameWhatIsThere) {
   EXPECT_NE(error_of([&] { load_model(folder_.path() / "none", threads_); }).find("must be a folder"),
             std::string::npos);
@@ -251,6 +266,15 @@ TEST_F(LoadTest, RandomModelsAreFiniteReproducibleAndNotZero) {
     EXPECT_GT(deviation, 0.05);
     EXPECT_LT(deviation, 20);
   }
+}
+
+TEST_F(LoadTest, SizesThatOverflowAreErrors) {
+  const Json json = {
+      {"model_type", "mamba2"}, {"vocab_size", 1}, {"hidden_size", 1 << 23}, {"expand", 2},
+      {"num_heads", 1 << 18},   {"head_dim", 64},  {"n_groups", 1},          {"num_hidden_layers", 16384}};
+  const ModelConfig config = parse_config(json.dump(), "config.json");
+  const std::string message = error_of([&] { random_model(config, threads_); });
+  EXPECT_EQ(message.find("load model: all weights together must fit 63 bits, got "), 0u) << message;
 }
 
 }  // namespace

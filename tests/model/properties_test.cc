@@ -1,4 +1,4 @@
-// What must hold of any model, whatever its weights: here on the trained one.
+// What must hold of any model, whatever its weights: on the trained one, and on a small one of every family.
 
 #include "elapid/core/isa.h"
 #include "tests/model/fixtures.h"
@@ -112,6 +112,71 @@ TEST_F(Properties, TokensOutsideTheVocabularyAreErrors) {
               concat("embedding: token ids must be 0 to 4095, got ", id, " at position 1"));
   }
 }
+
+// ---- Every family.
+
+class EveryFamily : public ::testing::TestWithParam<std::string> {
+ protected:
+  EveryFamily() : model_(load_model(case_folder(GetParam()), threads_)), vocab_(model_->config().vocab) {}
+
+  ThreadPool threads_{1};
+  Arena arena_;
+  Context ctx_{{}, threads_, arena_};
+  std::unique_ptr<Model> model_;
+  int64_t vocab_;
+};
+
+TEST_P(EveryFamily, ThirtyTwoRaggedRowsAreThirtyTwoRuns) {
+  std::vector<Sequence> batch;
+  std::vector<float> alone;
+  for (uint32_t row = 0; row < 32; ++row) {
+    // 1 to 30 tokens in no order, and two rows that are longer than a chunk of a scan.
+    const size_t length = row == 7 ? 65 : row == 20 ? 130 : 1 + row * 11 % 30;
+    batch.push_back({random_tokens(length, vocab_, 100 + row)});
+    const std::vector<float> logits = run(*model_, ctx_, {batch.back()});
+    alone.insert(alone.end(), logits.begin(), logits.end());
+  }
+  for (const int count : {1, 3}) {
+    ThreadPool threads(count);
+    Arena arena;
+    arena.set_poison(true);
+    Context ctx{{}, threads, arena};
+    const std::vector<float> together = run(*model_, ctx, batch);
+    ASSERT_EQ(together.size(), alone.size());
+    EXPECT_EQ(std::memcmp(together.data(), alone.data(), alone.size() * sizeof(float)), 0) << count << " threads";
+  }
+}
+
+TEST_P(EveryFamily, PiecesOfALongPromptGiveTheSameLogits) {
+  const std::vector<TokenId> prompt = random_tokens(260, vocab_, 1);
+  const std::vector<float> whole = run(*model_, ctx_, {{prompt}});
+  // The tolerance of the case (see conformance_test.cc), of the largest logit.
+  const Json meta = read_json(case_folder(GetParam()) / "meta.json");
+  const double tolerance = std::max(1e-5, 20 * meta["fp32_vs_fp64"]["logits"].get<double>());
+  double scale = 1;
+  for (const float v : whole) scale = std::max(scale, std::abs(double{v}));
+  for (const size_t piece : {size_t{65}, size_t{3}}) {
+    StatePool states(model_->state_spec(), 1);
+    const Slot slot = states.acquire();
+    std::vector<float> pieces;
+    for (size_t at = 0; at < prompt.size(); at += piece) {
+      const auto begin = prompt.begin() + static_cast<std::ptrdiff_t>(at);
+      const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(std::min(prompt.size(), at + piece));
+      const std::vector<float> part = run(*model_, ctx_, {{{begin, end}, slot.index()}}, &states);
+      pieces.insert(pieces.end(), part.begin(), part.end());
+    }
+    ASSERT_EQ(pieces.size(), whole.size());
+    double worst = 0;
+    for (size_t i = 0; i < whole.size(); ++i) {
+      ASSERT_TRUE(std::isfinite(pieces[i])) << "pieces of " << piece << " at " << i;
+      worst = std::max(worst, std::abs(double{pieces[i]} - whole[i]));
+    }
+    EXPECT_LE(worst, tolerance * scale) << "pieces of " << piece;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, EveryFamily, ::testing::ValuesIn(conformance_cases()),
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 }  // namespace elapid::testing

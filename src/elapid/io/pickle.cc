@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cstring>
 #include <iomanip>
+#include <optional>
 #include <ostream>
 
 namespace elapid {
@@ -223,14 +224,29 @@ class PickleMachine {
     return make_node(Kind::dict, std::move(items));
   }
 
-  // Python numbers its memo from 0 on.
+  // Python 3 numbers its memo from 0 on, Python 2's cPickle from 1, and what nobody gets may have been left out.
+  // Numbers that are passed over are paid for.
   void put(uint64_t index) {
-    check(index <= memo_.size(), "memo index must be at most ", memo_.size(), ", got ", index);
-    index == memo_.size() ? memo_.push_back(top()) : static_cast<void>(memo_[index] = top());
+    if (index >= memo_.size()) {
+      charge(static_cast<int64_t>(index - memo_.size()));
+      memo_.resize(index + 1);
+    }
+    memo_size_ += memo_[index] ? 0 : 1;
+    memo_[index] = top();
   }
   void get(uint64_t index) {
-    check(index < memo_.size(), "memo index must be below ", memo_.size(), ", got ", index);
-    push(memo_[index]);
+    check(index < memo_.size() && memo_[index], "memo index must be one that was put, got ", index);
+    push(*memo_[index]);
+  }
+
+  // The class that an operation of the text protocol names in two lines: " of \"os.system\"", or nothing.
+  [[nodiscard]] std::string named_by(uint8_t code) const {
+    constexpr uint8_t kInst = 'i';
+    const std::string_view rest(reinterpret_cast<const char*>(bytes_.data()) + at_, bytes_.size() - at_);
+    const size_t module = rest.find('\n'),
+                 name = module == std::string_view::npos ? module : rest.find('\n', module + 1);
+    if (code != kInst || name == std::string_view::npos) return "";
+    return concat(" of ", quote(concat(rest.substr(0, module), '.', rest.substr(module + 1, name - module - 1))));
   }
 
   // One operation; false when it was the last one.
@@ -294,7 +310,7 @@ class PickleMachine {
 
       case Op::binput: put(read_number<uint8_t>()); break;
       case Op::long_binput: put(read_number<uint32_t>()); break;
-      case Op::memoize: put(memo_.size()); break;
+      case Op::memoize: put(memo_size_); break;
       case Op::binget: get(read_number<uint8_t>()); break;
       case Op::long_binget: get(read_number<uint32_t>()); break;
 
@@ -326,7 +342,7 @@ class PickleMachine {
       default: {
         std::ostringstream hex;
         hex << "0x" << std::hex << std::setfill('0') << std::setw(2) << int{code};
-        check(false, "operations must be those that torch.save writes, got ", hex.str());
+        check(false, "operations must be those that torch.save writes, got ", hex.str(), named_by(code));
       }
     }
     return true;
@@ -339,7 +355,9 @@ class PickleMachine {
   const std::string& what_;
   size_t at_ = 0, at_op_ = 0;
   int64_t operations_ = 0;
-  std::vector<PickleValue> stack_, memo_;
+  std::vector<PickleValue> stack_;
+  std::vector<std::optional<PickleValue>> memo_;
+  uint64_t memo_size_ = 0;     // without the gaps
   std::vector<size_t> marks_;  // sizes of the stack
 };
 

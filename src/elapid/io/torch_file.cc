@@ -69,6 +69,8 @@ constexpr int kMaxWrappers = 4;
 constexpr std::string_view kLegacyMagic("\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 10);
 constexpr int64_t kLegacyVersion = 1001;
 constexpr int64_t kCopyAlignment = 64;
+// Views may share storages, as a tied head and blocks that take turns do; all together are at most so many files.
+constexpr int64_t kMostViews = 16;
 
 struct Storage {
   DType dtype = DType::u8;  // bytes when the storage has no type
@@ -395,10 +397,17 @@ class TorchReader {
 
   StoredTensors store(const std::map<std::string_view, View>& views) const {
     const auto limit = std::ssize(bytes_);
-    int64_t total = 0;
+    int64_t total = 0, seen = 0;
     for (const auto& [name, view] : views) {
-      if (view.is_dense()) continue;
       const int64_t bytes = view.dense().bytes();
+      if (view.is_dense()) {
+        if (bytes > kMostViews * limit - seen) {
+          fail(concat(place_of(name), ": tensors must together be no larger than ", kMostViews, " times the file (",
+                      limit, " bytes), got more"));
+        }
+        seen += bytes;
+        continue;
+      }
       if (bytes > limit - total) {
         fail(concat(place_of(name), ": strided tensors must together be no larger than the file (", limit,
                     " bytes), got more"));

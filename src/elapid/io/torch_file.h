@@ -13,9 +13,9 @@
 namespace elapid {
 
 // The tensors of a state dict, or of the one that the file holds under state_dict, model, model_state_dict or module.
-// Contiguous tensors are views of the mapped file, those that share a storage too; strided ones are copied, and all
-// copies together are no larger than the file. Other entries are left out when they are plain data: numbers, texts, and
-// tuples, lists and dicts of them.
+// Contiguous tensors are views of the mapped file, those that share a storage too, together at most 16 times as large
+// as the file; strided ones are copied, and all copies together are no larger than the file. Other entries are left out
+// when they are plain data: numbers, texts, and tuples, lists and dicts of them.
 StoredTensors read_torch_file(const std::filesystem::path& path);
 
 // From memory, for tests and fuzzing; `what` names it in errors, the bytes must outlive the tensors.

@@ -59,9 +59,11 @@ ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optiona
     : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
 
 void* ModelBuilder::take(int64_t bytes) {
+  const int64_t left = model_->memory_.bytes() - used_;
+  require(bytes <= left, "load model: weights must fit the memory that was counted for them, ", model_->memory_.bytes(),
+          " bytes, got ", bytes, " where ", left, " are left");
   char* at = static_cast<char*>(model_->memory_.data()) + used_;
   used_ += aligned(bytes);
-  assert(used_ <= model_->memory_.bytes());
   return at;
 }
 
@@ -89,7 +91,10 @@ void ModelBuilder::fill(const Find& find) {
   std::map<std::string, const Param*> placed;
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, false);
-    if (source.key.empty() || placed.emplace(source.key, nullptr).second) total += memory_of(info, source);
+    if (!source.key.empty() && !placed.emplace(source.key, nullptr).second) return;
+    const int64_t bytes = memory_of(info, source);
+    require(!__builtin_add_overflow(total, bytes, &total), "load model: all weights together must fit 63 bits, got ",
+            bytes, " bytes more at ", info.param->name);
   });
   model.memory_ = Buffer(total);
   model.visit([&](const ParameterInfo& info) {

@@ -4,6 +4,7 @@
 #include "elapid/io/checkpoint.h"
 #include "elapid/io/checkpoint_writer.h"
 #include "elapid/model/checkpoint_rules.h"
+#include "elapid/model/families/config_reader.h"
 #include "elapid/model/families/family.h"
 
 #include <algorithm>
@@ -32,11 +33,29 @@ Json common_json(const ModelConfig& config, const Family& family, const char* ar
                          : dtype == DType::f16 ? "float16"
                                                : "float32"}};
   json["layer_norm_epsilon"] = std::stod(concat(config.norm.eps));  // 1e-05, not the float32's 9.99999974e-06
-  if (config.eos_ids.size() == 1) json["eos_token_id"] = config.eos_ids.front();
+  // transformers has no word for rows without an id; it keeps keys that it does not know.
+  if (config.tokens > 0 && config.tokens < config.vocab) json[ConfigReader::kTokens] = config.tokens;
+  if (config.eos_ids.size() == 1) {
+    json["eos_token_id"] = config.eos_ids.front();
+  } else if (!config.eos_ids.empty()) {
+    json["eos_token_id"] = config.eos_ids;
+  }
   return json;
 }
 
-// transformers' class for an original checkpoint, and its configuration.
+// Whether both gated norms cover the same, in every layer of one checkpoint.
+bool same_gated_norms(const ModelConfig& a, const ModelConfig& b) {
+  for (size_t i = 0; i < a.blocks.size(); ++i) {
+    for (size_t j = 0; j < a.blocks[i].bodies.size(); ++j) {
+      const auto *one = std::get_if<Mamba2Config>(&a.blocks[i].bodies[j].config),
+                 *other = std::get_if<Mamba2Config>(&b.blocks[i].bodies[j].config);
+      if (one != nullptr && one->norm_groups != other->norm_groups) return false;
+    }
+  }
+  return true;
+}
+
+// transformers' class for a checkpoint that no class computes under its own names, and its configuration.
 struct Target {
   const Family* family;
   Json config;
@@ -61,7 +80,10 @@ Target target_of(const ModelConfig& config, DType dtype) {
   const auto& m = std::get<Mamba2Config>(config.blocks.front().bodies.front().config);
   require(m.gated_norm && !m.norm_before_gate && !m.d_per_channel, none,
           "a mixer without the gated norm, with the norm before the gate, or with D per channel");
+  require(m.norm_eps == config.norm.eps, none, "a gated norm with an epsilon of its own, ", m.norm_eps);
   const bool whole = m.norm_groups == 1;
+  require(!whole || m.d_inner() % config.d_model == 0, none, "a gated norm over the whole width, ", m.d_inner(),
+          ", that is no multiple of ", config.d_model);
   const Family& family = whole ? kMamba2Family : kNemotronHFamily;
   Json json = common_json(config, family, whole ? "Mamba2ForCausalLM" : "NemotronHForCausalLM", dtype);
   json.update({{"conv_kernel", m.d_conv},
@@ -172,11 +194,15 @@ Conversion convert_checkpoint(const std::filesystem::path& folder, const std::fi
   CheckpointRules source = checkpoint_rules(config);
   untie_if_different(config, weights, source);
   const bool original = config.family == kMambaSsmFamily.model_type || config.family == kMistralMambaFamily.model_type;
+  const std::filesystem::path path = folder / "config.json";
+  const std::string text = original ? "" : read_text_file(path, kConfigLimit);
+  // The class that config.json names may compute another norm than this checkpoint was trained with, or than was asked.
+  const bool keeps_class = !original && same_gated_norms(config, parse_config(text, path.string()));
 
   Conversion done;
   CheckpointWriter writer(output);
   std::vector<TensorInfo> tensors;
-  if (original) {
+  if (!keeps_class) {
     const DType dtype = weights.at(source.at(kEmbeddingName).front().theirs).dtype;
     Target target = target_of(config, dtype);
     done.family = target.family->model_type;
@@ -201,7 +227,7 @@ Conversion convert_checkpoint(const std::filesystem::path& folder, const std::fi
     }
     writer.write_tensors(
         tensors, [&](const TensorInfo& info) { return weights.at(info.name); }, options.max_shard_bytes);
-    Json json = parse_json(read_text_file(folder / "config.json", kConfigLimit), (folder / "config.json").string());
+    Json json = parse_json(text, path.string());
     json["tie_word_embeddings"] = config.tied_head;
     writer.write_file("config.json", json.dump(2) + "\n");
   }

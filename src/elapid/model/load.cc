@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <string_view>
 
 namespace elapid {
 namespace {
@@ -37,6 +38,11 @@ void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::o
                                 asked       ? ", as asked"
                                 : per_group ? ", as this checkpoint was trained"
                                             : ", as in transformers' class"));
+}
+
+// What modules keep beside their weights and compute anew: earlier releases saved these buffers, too.
+bool is_buffer(std::string_view tensor) {
+  return tensor.ends_with(".inv_freq") || tensor.ends_with(".num_batches_tracked");
 }
 
 bool holds(const std::filesystem::path& folder, const char* file) {
@@ -86,7 +92,7 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
     return source;
   });
   for (const auto& [name, entry] : weights->entries()) {
-    require(used.contains(name) || (family.ignores != nullptr && family.ignores(name)),
+    require(used.contains(name) || is_buffer(name) || (family.ignores != nullptr && family.ignores(name)),
             "load model: every tensor must be one that ", config.family, " has, got ", name);
   }
   return builder.finish([weights, config] { return fingerprint_of(config, *weights); });

@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 
 #include <array>
+#include <cmath>
 
 namespace elapid {
 namespace {
@@ -125,6 +126,12 @@ constexpr std::string_view kAbsent = "nothing";
 
 }  // namespace
 
+double finite_number(const Json& value, const std::string& what) {
+  const double number = json_number(value, what);
+  require(std::abs(number) <= std::numeric_limits<float>::max(), what, ": must be finite as a float32, got ", number);
+  return number;
+}
+
 ConfigReader::ConfigReader(const Json& json, const std::string& what) : json_(json), what_(what) {
   require(json.is_object(), what, ": must be a JSON object, got ", json.type_name());
 }
@@ -143,7 +150,7 @@ int64_t ConfigReader::integer(const std::string& key, int64_t otherwise, int64_t
 
 double ConfigReader::number(const std::string& key, double otherwise) {
   const Json& v = value(key);
-  return v.is_null() ? otherwise : json_number(v, name_of_key(key));
+  return v.is_null() ? otherwise : finite_number(v, name_of_key(key));
 }
 
 bool ConfigReader::boolean(const std::string& key, bool otherwise) {
@@ -183,6 +190,7 @@ void ConfigReader::finish_part() {
 
 void ConfigReader::finish(ModelConfig& config) {
   config.eos_ids = integers("eos_token_id");
+  config.tokens = integer(kTokens, config.tokens, 1, config.vocab);
   // transformers 5 writes dtype, earlier releases torch_dtype.
   const std::string legacy = text("torch_dtype", std::string(kAbsent)), dtype = text("dtype", legacy);
   if (dtype == "float32") config.torch_dtype = DType::f32;

@@ -13,6 +13,9 @@
 
 namespace elapid {
 
+// A number that float32 holds as a finite one; an Error naming `what` otherwise.
+double finite_number(const Json& value, const std::string& what);
+
 class ConfigReader {
  public:
   ConfigReader(const Json& json, const std::string& what);
@@ -20,9 +23,12 @@ class ConfigReader {
   // Upper bounds that no checkpoint comes near, but which keep every product of sizes within 64 bits.
   static constexpr int64_t kMostLayers = 1 << 14, kMostSize = 1 << 24, kMostVocab = std::numeric_limits<int32_t>::max();
 
+  // A key of our own, which convert writes where the vocabulary is padded: how many ids exist.
+  static constexpr const char* kTokens = "unpadded_vocab_size";
+
   // The key's value, or `otherwise` when it is absent or null. Errors name file, key, rule and value.
   int64_t integer(const std::string& key, int64_t otherwise, int64_t minimum, int64_t maximum);
-  double number(const std::string& key, double otherwise);
+  double number(const std::string& key, double otherwise);  // finite
   bool boolean(const std::string& key, bool otherwise);
   std::string text(const std::string& key, const std::string& otherwise);
   // A list of integers, or one integer; empty when absent.
@@ -37,8 +43,8 @@ class ConfigReader {
   // For an object inside the configuration: a key that nobody read is an Error.
   void finish_part();
 
-  // Fills what every family shares (eos_ids, torch_dtype) and unknown_keys. A key that no family reads here but that is
-  // known to change the mathematics somewhere is an Error unless its value says "off".
+  // Fills what every family shares (eos_ids, torch_dtype, tokens) and unknown_keys. A key that no family reads here but
+  // that is known to change the mathematics somewhere is an Error unless its value says "off".
   void finish(ModelConfig& config);
 
  private:

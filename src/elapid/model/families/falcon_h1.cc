@@ -13,7 +13,7 @@ std::vector<float> read_multipliers(ConfigReader& reader, const std::string& key
   if (list.is_null()) return all;
   const std::string what = reader.name_of_key(key);
   require(list.is_array() && list.size() == count, what, ": must be ", count, " numbers, got ", describe(list));
-  for (size_t i = 0; i < count; ++i) all[i] = static_cast<float>(json_number(list[i], what));
+  for (size_t i = 0; i < count; ++i) all[i] = static_cast<float>(finite_number(list[i], what));
   return all;
 }
 

@@ -2,6 +2,8 @@
 #include "elapid/model/families/names.h"
 #include "elapid/model/families/read.h"
 
+#include <cmath>
+
 // transformers' GraniteMoeForCausalLM: L × ([Attention], [Moe]); and GraniteMoeHybridForCausalLM: L × ([Mamba2 or
 // Attention], [Moe, Mlp]), where the Mlp is the expert that all tokens take, or [Mlp] alone without experts. Four
 // multipliers: embedding, residual, softmax scale, logits.
@@ -30,8 +32,9 @@ ModelConfig read_config(const Json& json, const std::string& what, const Family&
   config.given_embedding_scale = config.embedding_scale;
   config.residual_scale = read_multiplier(reader, "residual_multiplier");
   const double logits_scaling = reader.number("logits_scaling", 1);
-  require(logits_scaling != 0, reader.name_of_key("logits_scaling"), ": must not be 0, got 0");
   config.logit_scale = static_cast<float>(1 / logits_scaling);
+  require(std::isfinite(config.logit_scale), reader.name_of_key("logits_scaling"),
+          ": must not be 0 or so small that its reciprocal is infinite, got ", logits_scaling);
 
   AttentionConfig attention = read_attention(reader, config.d_model, 32, 0);
   attention.scale = read_multiplier(reader, "attention_multiplier");

@@ -38,19 +38,6 @@ ModelConfig read_config(const Json& json, const std::string& what, const Family&
   return config;
 }
 
-NameTable names(const ModelConfig& config) {
-  NameTable table;
-  table.rename("embedding.weight", "backbone.embeddings.weight");
-  table.rename("norm.weight", "backbone.norm_f.weight");
-  table.rename("head.weight", "lm_head.weight");
-  for (size_t i = 0; i < config.blocks.size(); ++i) {
-    const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
-    table.rename(ours + "norm.weight", theirs + "norm.weight");
-    name_body(table, config.blocks[i].bodies.front().config, ours, theirs + "mixer.");
-  }
-  return table;
-}
-
 ModelConfig read_mamba(const Json& json, const std::string& what) { return read_config(json, what, kMambaFamily); }
 ModelConfig read_falcon(const Json& json, const std::string& what) {
   return read_config(json, what, kFalconMambaFamily);
@@ -58,7 +45,7 @@ ModelConfig read_falcon(const Json& json, const std::string& what) {
 
 }  // namespace
 
-const Family kMambaFamily{"mamba", read_mamba, names};
-const Family kFalconMambaFamily{"falcon_mamba", read_falcon, names};
+const Family kMambaFamily{"mamba", read_mamba, backbone_names};
+const Family kFalconMambaFamily{"falcon_mamba", read_falcon, backbone_names};
 
 }  // namespace elapid

@@ -48,21 +48,8 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   return config;
 }
 
-NameTable names(const ModelConfig& config) {
-  NameTable table;
-  table.rename("embedding.weight", "backbone.embeddings.weight");
-  table.rename("norm.weight", "backbone.norm_f.weight");
-  table.rename("head.weight", "lm_head.weight");
-  for (size_t i = 0; i < config.blocks.size(); ++i) {
-    const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
-    table.rename(ours + "norm.weight", theirs + "norm.weight");
-    name_body(table, config.blocks[i].bodies.front().config, ours, theirs + "mixer.");
-  }
-  return table;
-}
-
 }  // namespace
 
-const Family kMamba2Family{"mamba2", read_config, names};
+const Family kMamba2Family{"mamba2", read_config, backbone_names};
 
 }  // namespace elapid

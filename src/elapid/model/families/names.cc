@@ -91,6 +91,21 @@ void name_body(NameTable& table, const BodyConfig& body, const std::string& ours
       body);
 }
 
+NameTable backbone_names(const ModelConfig& config) {
+  NameTable table;
+  table.rename("embedding.weight", "backbone.embeddings.weight");
+  table.rename("norm.weight", "backbone.norm_f.weight");
+  table.rename("head.weight", "lm_head.weight");
+  for (size_t i = 0; i < config.blocks.size(); ++i) {
+    const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
+    table.rename(ours + "norm.weight", theirs + "norm.weight");
+    const std::vector<BodyUse>& bodies = config.blocks[i].bodies;
+    name_body(table, bodies.front().config, ours, theirs + "mixer.");
+    if (bodies.size() > 1) name_body(table, bodies[1].config, ours, theirs + "mixer.shared_experts.");
+  }
+  return table;
+}
+
 void name_decoder(NameTable& table, const ModelConfig& config, const std::string& second_norm,
                   const std::string& feeding, const std::string& final_norm) {
   table.rename("embedding.weight", "model.embed_tokens.weight");

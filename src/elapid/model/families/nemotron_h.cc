@@ -122,25 +122,10 @@ ModelConfig read_config(const Json& json, const std::string& what) {
   return config;
 }
 
-NameTable names(const ModelConfig& config) {
-  NameTable table;
-  table.rename("embedding.weight", "backbone.embeddings.weight");
-  table.rename("norm.weight", "backbone.norm_f.weight");
-  table.rename("head.weight", "lm_head.weight");
-  for (size_t i = 0; i < config.blocks.size(); ++i) {
-    const std::string ours = concat("blocks.", i, "."), theirs = concat("backbone.layers.", i, ".");
-    table.rename(ours + "norm.weight", theirs + "norm.weight");
-    const std::vector<BodyUse>& bodies = config.blocks[i].bodies;
-    name_body(table, bodies.front().config, ours, theirs + "mixer.");
-    if (bodies.size() > 1) name_body(table, bodies[1].config, ours, theirs + "mixer.shared_experts.");
-  }
-  return table;
-}
-
 bool ignores(std::string_view name) { return name.starts_with("mtp."); }
 
 }  // namespace
 
-const Family kNemotronHFamily{"nemotron_h", read_config, names, ignores};
+const Family kNemotronHFamily{"nemotron_h", read_config, backbone_names, ignores};
 
 }  // namespace elapid

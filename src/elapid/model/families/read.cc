@@ -108,6 +108,11 @@ AttentionConfig read_attention(ConfigReader& reader, int64_t d_model, int64_t he
 void read_rope(ConfigReader& reader, AttentionConfig& attention, double otherwise_theta, double share) {
   const Json& parameters = reader.value("rope_parameters");
   const Json& scaling = reader.value("rope_scaling");
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const Json& value = reader.value(key);
+    require(value.is_null() || value.is_object(), reader.name_of_key(key), ": must be an object or null, got ",
+            describe(value));
+  }
   Json rope = parameters.is_object() ? parameters : scaling.is_object() ? scaling : Json::object();
   const double theta = reader.number("rope_theta", otherwise_theta);
   if (!rope.contains("rope_theta")) rope["rope_theta"] = theta;

@@ -3,13 +3,22 @@
 #include "elapid/core/error.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <numbers>
+#include <string_view>
 
 namespace elapid {
 namespace {
 
 using Frequencies = std::vector<double>;
+
+// What some type reads; "finetuned" says who trained the model.
+constexpr std::array<std::string_view, 15> kKeys = {
+    "attention_factor",      "beta_fast",       "beta_slow", "factor",         "finetuned",
+    "high_freq_factor",      "low_freq_factor", "mscale",    "mscale_all_dim", "original_max_position_embeddings",
+    "partial_rotary_factor", "rope_theta",      "rope_type", "truncate",       "type"};
 
 class Rope {
  public:
@@ -32,6 +41,14 @@ class Rope {
       yarn(attention);
     } else {
       require(type == "default", what_, ": rope_type must be default, linear, llama3 or yarn, got ", quote(type));
+    }
+    for (const auto& [key, value] : json_.items()) {
+      require(std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end(), what_, ": ", key,
+              ": must be a key that this engine knows, got ", describe(value));
+    }
+    for (const double f : frequencies_) {
+      require(std::abs(f) <= std::numeric_limits<float>::max(), what_,
+              ": frequencies must be finite, got another from rope_theta ", base_);
     }
     attention.inverse_frequencies.assign(frequencies_.begin(), frequencies_.end());
   }
@@ -75,18 +92,24 @@ class Rope {
 
   // Peng et al. 2023, arXiv 2309.00071.
   void yarn(AttentionConfig& attention) {
+    require(base_ > 1, what_, ": rope_theta must be above 1 for yarn, got ", base_);
     const double context = positive("original_max_position_embeddings");
     const double factor = positive("factor", static_cast<double>(max_positions_) / context);
     const auto scale = [&](double by) { return factor <= 1 ? 1 : 0.1 * by * std::log(factor) + 1; };
     double sharpened = scale(1);
     if (has("mscale") && has("mscale_all_dim"))
       sharpened = scale(positive("mscale")) / scale(positive("mscale_all_dim"));
-    attention.rotary_scaling = static_cast<float>(positive("attention_factor", sharpened));
+    sharpened = positive("attention_factor", sharpened);
+    require(sharpened <= std::numeric_limits<float>::max(), what_, ": attention_factor must be finite, got ",
+            sharpened);
+    attention.rotary_scaling = static_cast<float>(sharpened);
     // The dimension that turns so often over the original context.
     const auto dimension = [&](double turns) {
       return static_cast<double>(dim_) * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(base_));
     };
     double low = dimension(positive("beta_fast", 32)), high = dimension(positive("beta_slow", 1));
+    require(!has("truncate") || json_.at("truncate").is_boolean(), what_, ": truncate must be true or false, got ",
+            has("truncate") ? describe(json_.at("truncate")) : "");
     if (!has("truncate") || json_.at("truncate") != false) {
       low = std::floor(low);
       high = std::ceil(high);
