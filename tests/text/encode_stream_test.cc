@@ -63,6 +63,26 @@ TEST(EncodeStream, EmptyTextAndEmptyPieces) {
   EXPECT_THROW(pieces.push("x", ids), Error);
 }
 
+// Whatever a tokenizer puts in front of a text, it does not put in front of one that goes on from another.
+TEST(EncodeStream, ContinuesAText) {
+  const EncodeOptions options{.continues = true};
+  for (const std::string_view name : {"byte-level", "Llama 2", "Metaspace always True", "Metaspace first False"}) {
+    const Tokenizer tokenizer = golden_tokenizer(name);
+    const std::vector<TokenId> ids = tokenizer.encode("hello", options);
+    EncodeStream encoder(tokenizer, options);
+    std::vector<TokenId> streamed;
+    for (const char* const piece : {"h", "", "ello"}) encoder.push(piece, streamed);
+    encoder.finish(streamed);
+    EXPECT_EQ(streamed, ids) << name;
+    // After a text and at its beginning, the decoded text is the two together.
+    const std::string first = "a song";
+    std::vector<TokenId> both = tokenizer.encode(first, {.add_special_tokens = false});
+    const std::string before = tokenizer.decode(both);
+    both.insert(both.end(), ids.begin(), ids.end());
+    EXPECT_EQ(tokenizer.decode(both), before + "hello") << name;
+  }
+}
+
 TEST(EncodeStream, InvalidUtf8IsAnErrorWithItsOffset) {
   const Tokenizer tokenizer = golden_tokenizer("byte-level");
   const auto message = [&](const std::vector<std::string_view>& pieces) -> std::string {

@@ -101,6 +101,21 @@ TEST(SentencePieceModels, ControlTokensWhenAsked) {
   EXPECT_EQ(tokenizer.decode(ids, false), "<s>[INST] hi");
 }
 
+// What comes after a text gets nothing in front, wherever the text was cut.
+TEST_P(SentencePiece, ContinuesAText) {
+  const Tokenizer tokenizer = load(GetParam());
+  const EncodeOptions options{.continues = true};  // no special tokens either
+  const std::string text = "the sing ing bird";
+  for (size_t cut = 1; cut < text.size(); ++cut) {
+    std::vector<TokenId> ids = tokenizer.encode(text.substr(0, cut));
+    const std::string rest = text.substr(cut);
+    const std::vector<TokenId> after = tokenizer.encode(rest, options);
+    for (const size_t piece : {1, 3, 50}) EXPECT_EQ(streamed(tokenizer, rest, piece, options), after) << rest;
+    ids.insert(ids.end(), after.begin(), after.end());
+    EXPECT_EQ(tokenizer.decode(ids), text) << cut;
+  }
+}
+
 TEST(SentencePieceModels, ContinuationsKeepTheirSpace) {
   const Tokenizer tokenizer = load("bytes");
   const std::vector<TokenId> ids = tokenizer.encode("the house", {.add_special_tokens = false});

@@ -166,8 +166,9 @@ class Chat {
     return notes;
   }
 
-  [[nodiscard]] std::vector<TokenId> encode(std::string_view text) const {
-    return tokenizer_.encode(text, {.add_special_tokens = false, .control_tokens = true});
+  // `continues`: after text that the state has read.
+  [[nodiscard]] std::vector<TokenId> encode(std::string_view text, bool continues) const {
+    return tokenizer_.encode(text, {.add_special_tokens = false, .control_tokens = true, .continues = continues});
   }
 
   [[nodiscard]] std::string render(const Conversation& talk, bool prompt) const {
@@ -204,12 +205,12 @@ class Chat {
     before_.reset();
     Place place = place_before(talk, whole);
     const size_t known = place.text.size() + place.pending.size();
-    std::vector<TokenId> prompt = encode(std::string_view(whole).substr(known));
+    std::vector<TokenId> prompt = encode(std::string_view(whole).substr(known), known > 0);
 
     // In two steps where the prompt of the answer is tokens of its own, so that there is a place before it.
     talk.question = {};
     if (asked.size() > known && whole.starts_with(asked)) {
-      const std::vector<TokenId> first = encode(std::string_view(asked).substr(known));
+      const std::vector<TokenId> first = encode(std::string_view(asked).substr(known), known > 0);
       if (!first.empty() && first.size() < prompt.size() && std::equal(first.begin(), first.end(), prompt.begin())) {
         GenerateOptions feed = generation_;
         feed.max_new_tokens = 0;

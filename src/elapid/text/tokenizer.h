@@ -25,6 +25,9 @@ struct EncodeOptions {
   // Of a SentencePiece model: a control token that the text spells is that token, as in a rendered chat template,
   // rather than the letters. A tokenizer.json says that itself.
   bool control_tokens = false;
+  // The text goes on from another one: nothing is put in front of it, neither special tokens nor the space that stands
+  // for the beginning of a text, and no special tokens behind it.
+  bool continues = false;
 };
 
 class Tokenizer {
