@@ -923,6 +923,30 @@ class Score(CliTest):
         self.assertAlmostEqual(float(lines[0]), want["nll"][0], places=5)
 
 
+class Eval(CliTest):
+    def ids(self, text):
+        path = self.folder / "text"
+        path.write_bytes(text.encode())
+        return [int(x) for x in self.out("tokenize", "--model", STORYTELLER, "--no-special", "--file", path).split()]
+
+    def test_white_space_before_the_last_word_is_predicted_with_it(self):
+        data, source, target = (self.folder / n for n in ("data", "in.safetensors", "out.safetensors"))
+        context = "The old man looked at the"
+        for space in (" ", "   ", "\n ", "\u00a0 "):
+            with self.subTest(space):
+                passage = context + space + "sea"
+                data.write_text(json.dumps({"text": passage}) + "\n")
+                got = self.json("eval", "--model", STORYTELLER, "--task", "lambada_openai", "--data", data)
+                whole, before = self.ids(passage), len(self.ids(context))
+                labels = [-100] * before + whole[before:]
+                write_safetensors(source, {"input_ids": i64([whole]), "labels": i64([labels])})
+                self.out("forward", "--model", STORYTELLER, "--input", source, "--output", target)
+                loss = read_safetensors(target)["loss"].values[0]
+                self.assertAlmostEqual(math.log(got["perplexity"]), loss * (len(whole) - before), places=3)
+        data.write_text(json.dumps({"text": "  sea"}) + "\n")
+        self.refused("eval", "--model", STORYTELLER, "--task", "lambada_openai", "--data", data, says="a word before")
+
+
 class Memory(CliTest):
     def small_model(self):
         """A model of the storyteller's vocabulary that reads a book in a second."""
