@@ -829,6 +829,15 @@ class Chat(CliTest):
         resumed, prefills, _ = self.chat(f"/load {state}", "And then?")
         self.assertTrue(out.endswith(resumed) and resumed, (out, resumed))
         self.assertEqual(prefills, [1 + self.count("\nuser:And then?\nassistant:")])
+        # Notes of one conversation do not go with the state of another, nor with none.
+        other = self.folder / "other"
+        self.chat("Two days", f"/save {other}")
+        notes = self.folder / "state.chat.json"
+        for text, says in (((self.folder / "other.chat.json").read_text(), "must be of the state beside it"),
+                           (json.dumps({**json.loads(notes.read_text()), "state": None}), "got no state")):
+            notes.write_text(text)
+            self.refused("chat", "--model", self.model, stdin=f"/load {state}\n".encode(),
+                         says=("state.chat.json", says))
         (self.folder / "state.chat.json").write_text("[]")
         done = run("chat", "--model", self.model, stdin=f"/load {state}\n".encode())
         self.assertEqual(done.returncode, 1)

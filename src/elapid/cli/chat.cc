@@ -2,6 +2,7 @@
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
 #include "elapid/cli/sampling_options.h"
+#include "elapid/core/hash.h"
 #include "elapid/infer/generate.h"
 #include "elapid/io/file.h"
 #include "elapid/io/json.h"
@@ -121,7 +122,10 @@ class Chat {
   void save(const std::filesystem::path& path) const {
     require(talk_.now.state.has_value(), "chat /save: there must be an answer to save, got none");
     talk_.now.state->write(path);
-    const OrderedJson notes = {{"messages", talk_.messages}, {"text", talk_.now.text}, {"pending", talk_.now.pending}};
+    const OrderedJson notes = {{"messages", talk_.messages},
+                               {"text", talk_.now.text},
+                               {"pending", talk_.now.pending},
+                               {"state", ids_of(*talk_.now.state)}};
     AtomicFile file(notes_of(path));
     file.write(notes.dump());
     file.commit();
@@ -140,6 +144,8 @@ class Chat {
     loaded.messages = part("messages", true);
     loaded.now.text = part("text", false).get<std::string>();
     loaded.now.pending = part("pending", false).get<std::string>();
+    const std::string noted = part("state", false).get<std::string>(), found = ids_of(*loaded.now.state);
+    require(noted == found, name, ": must be of the state beside it, whose ids have the hash ", found, ", got ", noted);
     {
       const Slot slot = engine_.states().acquire();  // whether it belongs to this model
       engine_.states().load(slot, *loaded.now.state);
@@ -159,6 +165,15 @@ class Chat {
   }
 
  private:
+  // Ties notes to the state that they tell of: a Hash of all its ids.
+  static std::string ids_of(const State& state) {
+    Hash hash;
+    for (const std::span<const TokenId> ids : {state.tokens(), state.pending()}) {
+      hash.add(ids.data(), ids.size_bytes());
+    }
+    return hash.hex();
+  }
+
   // The conversation's text and messages, in a file beside the state.
   static std::filesystem::path notes_of(const std::filesystem::path& path) {
     std::filesystem::path notes = path;
