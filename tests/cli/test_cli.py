@@ -571,6 +571,22 @@ class Generate(CliTest):
         (model / "config.json").write_text(json.dumps({**config, "eos_token_id": greedy[at]}))
         self.assertEqual(with_config({}, "--greedy", "--max-new-tokens", "24")["ids"], greedy[:at + 1])
 
+    def test_the_tokenizer_ends_texts_where_no_configuration_does(self):
+        model = self.model_copy(STORYTELLER)
+        flags = ("--greedy", "--max-new-tokens", "12")
+        ids = self.generate("One day", *flags, "--ignore-eos", model=model)["ids"]
+        at = next(i for i in range(2, 12) if ids[i] not in ids[:i])
+        tokens = {i: text for text, i in json.loads((model / "tokenizer.json").read_text())["model"]["vocab"].items()}
+        (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokens[ids[at]]}))
+        named = self.generate("One day", *flags, model=model)
+        self.assertEqual(named["ids"], ids, "config.json counts first")
+        for name in ("config.json", "generation_config.json"):
+            if (model / name).exists():
+                config = json.loads((model / name).read_text())
+                (model / name).write_text(json.dumps({**config, "eos_token_id": None}))
+        got = self.generate("One day", *flags, model=model)
+        self.assertEqual((got["ids"], got["finish_reason"]), (ids[:at + 1], "stop"))
+
     def test_special_tokens(self):
         with_bos = self.generate("Hello", "--max-new-tokens", "1")
         without = self.generate("Hello", "--max-new-tokens", "1", "--no-special")

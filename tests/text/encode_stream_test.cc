@@ -47,6 +47,18 @@ TEST(EncodeStream, LongTextsOfEveryTokenizer) {
   }
 }
 
+TEST(Tokenizer, TheUsualEndOfTextWhereNoneIsNamed) {
+  EXPECT_FALSE(golden_tokenizer("Llama 2").end_of_text());  // no configuration beside the file
+  for (const GoldenCase& golden : golden_cases()) {
+    if (golden.name != "byte-level") continue;
+    Json file = golden.file;
+    file["added_tokens"] = Json::array({{{"id", 9999}, {"content", "<|endoftext|>"}, {"special", true}}});
+    const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "x");
+    EXPECT_EQ(tokenizer.end_of_text(), tokenizer.token_to_id("<|endoftext|>"));
+    EXPECT_TRUE(tokenizer.end_of_text());
+  }
+}
+
 TEST(EncodeStream, EmptyTextAndEmptyPieces) {
   const Tokenizer tokenizer = golden_tokenizer("template");
   EncodeStream empty(tokenizer);

@@ -153,7 +153,10 @@ TEST(SentencePieceModels, FoldersSayWhichFileAndTokens) {
     return before;
   };
   EXPECT_EQ(with_config("{}"), wrapped({1}, {}));
-  EXPECT_EQ(with_config(R"({"add_bos_token": false})"), plain);
+  EXPECT_EQ(Tokenizer::load(folder).end_of_text(), load("bytes").token_to_id("</s>"));
+  (void)with_config(R"({"eos_token": {"content": "[INST]"}})");
+  EXPECT_EQ(Tokenizer::load(folder).end_of_text(), load("bytes").token_to_id("[INST]"));
+  EXPECT_EQ(with_config(R"({"add_bos_token": false, "eos_token": null})"), plain);
   EXPECT_EQ(with_config(R"({"add_eos_token": true})"), wrapped({1}, {2}));
   EXPECT_EQ(with_config(R"({"add_bos_token": true, "bos_token": "[INST]"})"),
             wrapped({*load("bytes").token_to_id("[INST]")}, {}));

@@ -361,7 +361,7 @@ void run(const Options& o) {
   const auto model = o.model.load(folder, *threads);
   Engine engine(*model, *threads, {.chunk = o.chunk});
 
-  GenerateOptions generation = o.sampling.for_model(config, model->config());
+  GenerateOptions generation = o.sampling.for_model(config, model->config(), &tokenizer);
   // Fine-tuned checkpoints end turns with the tokenizer's eos, whatever their configuration says.
   if (const auto eos = chat_template.variables().find("eos_token");
       !o.sampling.ignore_eos && eos != chat_template.variables().end()) {

@@ -206,7 +206,7 @@ void run(const Options& o) {
   const int64_t sequences = o.beams ? 2 * *o.beams : o.best_of.value_or(o.sequences);
   Engine engine(*model, *threads, {.slots = sequences, .chunk = o.chunk, .batch = std::max(o.chunk, sequences)});
 
-  GenerateOptions options = o.sampling.for_model(config, model->config());
+  GenerateOptions options = o.sampling.for_model(config, model->config(), tokenizer ? &*tokenizer : nullptr);
   options.sequences = sequences;
   options.vocab_limit = drawable_ids(model->config(), tokenizer ? &*tokenizer : nullptr);
   options.initial = std::move(state);

@@ -194,6 +194,11 @@ void Tokenizer::Impl::read_template(const Json& json, const std::string& where) 
 
 void Tokenizer::Impl::configure(const Json& config, const std::string& where) {
   require(config.is_object(), where, ": must be an object, got ", config.type_name());
+  if (const auto eos_token = config.find("eos_token"); eos_token != config.end()) {
+    const Json& text = eos_token->is_object() ? eos_token->value("content", Json()) : *eos_token;
+    const auto found = text.is_string() ? ids.find(text.get<std::string>()) : ids.end();
+    if (found != ids.end()) named_eos = found->second;
+  }
   // transformers 5 replaces the post-processor once either flag is given, and leaves out a token that has no name.
   if (!has_field(config, "add_bos_token") && !has_field(config, "add_eos_token")) return;
   const auto named = [&](const char* flag, const char* key, const std::vector<TokenId>& own,
@@ -289,6 +294,13 @@ std::optional<TokenId> Tokenizer::token_to_id(std::string_view token) const {
 std::string_view Tokenizer::id_to_token(TokenId id) const { return impl_->entry(id).spelling; }
 
 bool Tokenizer::is_special(TokenId id) const { return impl_->entry(id).special; }
+
+std::optional<TokenId> Tokenizer::end_of_text() const {
+  if (impl_->named_eos) return impl_->named_eos;
+  if (!impl_->eos.empty()) return impl_->eos.front();
+  const std::optional<TokenId> usual = token_to_id("<|endoftext|>");
+  return usual && is_special(*usual) ? usual : std::nullopt;
+}
 
 struct EncodeStream::Impl {
   Impl(const Tokenizer& tokenizer, EncodeOptions options)

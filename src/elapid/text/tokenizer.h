@@ -60,6 +60,9 @@ class Tokenizer {
   [[nodiscard]] std::optional<TokenId> token_to_id(std::string_view token) const;
   [[nodiscard]] std::string_view id_to_token(TokenId id) const;  // as spelled in the file; an Error when unknown
   [[nodiscard]] bool is_special(TokenId id) const;
+  // What ends a text: the eos_token of tokenizer_config.json, else a SentencePiece model's, else the special token
+  // <|endoftext|>; nothing when there is none of them.
+  [[nodiscard]] std::optional<TokenId> end_of_text() const;
 
   struct Impl;
   [[nodiscard]] const Impl& impl() const { return *impl_; }
