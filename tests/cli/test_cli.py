@@ -676,6 +676,21 @@ class Forward(CliTest):
         self.assertEqual(len(terms), 6)
         self.assertAlmostEqual(out["loss"].values[0], sum(terms) / len(terms), places=5)
 
+    def test_labels_after_a_hole_count_as_in_the_row_alone(self):
+        mask = [1, 0, 1, 1, 0, 1]
+        row = [x for x, m in zip(self.ids.row(0), mask) if m]
+        ids = i64([self.ids.row(0)])
+        out = self.forward({"input_ids": ids, "labels": ids, "attention_mask": i64([mask])})
+        self.assertEqual(out["loss"].values, self.forward({"input_ids": i64([row]), "labels": i64([row])})["loss"].values)
+
+    def test_a_batch_of_padding_has_the_arrays_of_any_other(self):
+        model, flags = CONFORMANCE / "granitemoe_default", ("--router-logits", "--attentions", "--states")
+        want = self.forward({"input_ids": self.ids}, *flags, model=model)
+        self.assertIn("aux_loss", want)
+        got = self.forward({"input_ids": self.ids, "attention_mask": i64([[0] * 6] * 3)}, *flags, model=model)
+        self.assertEqual({k: a.shape for k, a in got.items()}, {k: a.shape for k, a in want.items()})
+        self.assertFalse(any(x for a in got.values() for x in a.values))
+
     def test_steps_continue_the_rows(self):
         long = self.forward({"input_ids": self.ids})
         begun = self.forward({"input_ids": i64([self.ids.row(r)[:4] for r in range(3)]),

@@ -161,9 +161,10 @@ Inputs read_inputs(const std::string& path) {
       } else {
         row.tokens.push_back(token_of(ids.at(r, t), "input_ids"));
       }
+      // The shift is along the row that runs: a token is scored on the next one that is not masked.
+      if (labels && !row.labels.empty()) row.labels.back() = labels->at(r, t);
       row.positions.push_back(t);
-      const bool scored = labels && t + 1 < inputs.length && !masked(r, t + 1);
-      row.labels.push_back(scored ? labels->at(r, t + 1) : kIgnoreLabel);
+      row.labels.push_back(kIgnoreLabel);
     }
   }
   if (file.contains("step_ids")) {
@@ -296,24 +297,34 @@ class Forward {
         put(hidden.at(static_cast<size_t>(layer)), piece, residual);
       };
     }
-    std::map<int64_t, Tensor> routers, attentions;  // by layer, made when the first piece comes
-    std::optional<AuxLoss> aux_loss;
+    // By layer; there whether or not a row has anything to run.
+    std::map<int64_t, Tensor> routers, attentions;
+    std::optional<AuxLoss> aux_loss;  // spans all layers, which agree on experts and on how many a token takes
+    for (const BlockConfig& block : config_.blocks) {
+      for (const BodyUse& use : block.bodies) {
+        const auto* moe = std::get_if<MoeConfig>(&use.config);
+        if (options_.router_logits && moe != nullptr && !routers[block.layer]) {
+          routers[block.layer] =
+              outputs_.add(concat("router_logits.", block.layer), {inputs_.batch * length, moe->experts});
+          if (!aux_loss) aux_loss.emplace(moe->experts, moe->top_k);
+        }
+        const auto* attention = std::get_if<AttentionConfig>(&use.config);
+        if (options_.attentions && attention != nullptr && !attentions[block.layer]) {
+          attentions[block.layer] = outputs_.add(concat("attentions.", block.layer),
+                                                 {inputs_.batch, attention->heads, length, length});
+        }
+      }
+    }
     if (options_.router_logits) {
       visitor.router_logits = [&](const Piece& piece, int64_t layer, const Tensor& l) {
-        Tensor& target = routers[layer];
-        if (!target) {
-          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * length, l.cols()});
-        }
-        put(target, piece, l);
-        if (!aux_loss) aux_loss.emplace(l.cols(), top_k());
+        put(routers.at(layer), piece, l);
         aux_loss->add(l);
       };
     }
     if (options_.attentions) {
       visitor.attentions = [&](const Piece& piece, int64_t layer, const Tensor& weights) {
-        Tensor& target = attentions[layer];
+        const Tensor& target = attentions.at(layer);
         const int64_t heads = weights.shape[0];
-        if (!target) target = outputs_.add(concat("attentions.", layer), {inputs_.batch, heads, length, length});
         const int64_t r = rows[static_cast<size_t>(piece.input)];
         const std::vector<int64_t>& positions = inputs_.rows[static_cast<size_t>(r)].positions;
         for (int64_t h = 0; h < heads; ++h) {
@@ -326,20 +337,13 @@ class Forward {
       };
     }
     engine_.all_logits(inputs, visitor);
-    if (aux_loss) *outputs_.add("aux_loss", {}).ptr<float>() = static_cast<float>(aux_loss->value());
+    if (aux_loss) {
+      float* value = outputs_.add("aux_loss", {}).ptr<float>();
+      if (aux_loss->rows() > 0) *value = static_cast<float>(aux_loss->value());
+    }
     if (!inputs_.has_labels) return;
     require(loss.count > 0, "forward: labels must hold one that counts after the first unmasked token, got none");
     *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
-  }
-
-  // Experts a token takes; the auxiliary loss spans all layers, which agree on it.
-  [[nodiscard]] int64_t top_k() const {
-    for (const BlockConfig& block : config_.blocks) {
-      for (const BodyUse& use : block.bodies) {
-        if (const auto* moe = std::get_if<MoeConfig>(&use.config)) return moe->top_k;
-      }
-    }
-    return 0;
   }
 
   void states() {
@@ -413,7 +417,7 @@ Run prepare_forward(Flags& flags) {
   const auto o = std::make_shared<Options>();
   flags.text("--input", "IN", o->input,
              "safetensors: input_ids [B,L] int64, or inputs_embeds [B,L,d_model]; optional attention_mask [B,L] (0 = "
-             "padding), labels [B,L] (-100 ignored, shifted inside), step_ids [B,S] fed one by one afterwards");
+             "padding), labels [B,L] (-100 ignored; each position is scored on the label of the next unmasked one), step_ids [B,S] fed one by one afterwards");
   flags.text("--output", "OUT", o->output,
              "safetensors, float32: logits [B,L,V] (zero at masked positions), last_hidden_state, loss, step_logits");
   o->model.add(flags);
