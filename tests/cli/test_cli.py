@@ -925,13 +925,35 @@ class Chat(CliTest):
                 process.stdin.flush()
                 presses = threading.Thread(target=press)
                 presses.start()
-                while process.stderr.readline()[:7] != b"prefill":
+                while not process.stderr.readline().startswith((b"prefill", b"interrupted")):
                     self.assertIsNone(process.poll())
                 answered.set()
                 presses.join()
             process.stdin.close()
             self.assertEqual(process.wait(60), 0)
             drain.join()
+
+    def test_ctrl_c_ends_the_reading_of_a_long_turn(self):
+        command = [ELAPID, "chat", "--model", self.model, *self.FLAGS, "--chunk", "16"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            ended = threading.Event()
+
+            def press():
+                while not ended.wait(0.2):
+                    process.send_signal(signal.SIGINT)
+
+            process.stdin.write(b"on and " * 200_000 + b"\n")
+            process.stdin.flush()
+            presses = threading.Thread(target=press)
+            presses.start()
+            self.assertEqual(process.stderr.readline(), b"interrupted before an answer: the turn is left out\n")
+            ended.set()
+            presses.join()
+            out, err = process.communicate(b"One day\n", timeout=60)
+            self.assertEqual(process.returncode, 0)
+        alone, prefills, _ = self.chat("One day", flags=("--chunk", "16"))
+        self.assertEqual(out.decode(), alone)
+        self.assertTrue(err.startswith(b"prefill %d " % prefills[0]), err)
 
 
 class Score(CliTest):

@@ -34,6 +34,9 @@ struct Options {
 
 volatile std::sig_atomic_t interrupted = 0;
 
+// Thrown where an answer has not begun.
+struct Interrupted {};
+
 // Ctrl-C ends an answer; reads return then rather than go on.
 void catch_interrupts() {
   struct sigaction action {};
@@ -218,6 +221,7 @@ class Chat {
   void answer(Conversation& talk) {
     const std::string whole = render(talk, true), asked = render(talk, false);
     before_.reset();
+    interrupted = 0;
     Place place = place_before(talk, whole);
     const size_t known = place.text.size() + place.pending.size();
     std::vector<TokenId> prompt = encode(std::string_view(whole).substr(known), known > 0);
@@ -251,7 +255,6 @@ class Chat {
       text += piece;
       print(piece);
     };
-    interrupted = 0;
     Generation result = generate(engine_, prompt, options, [&](int64_t, TokenId id) {
       const bool end = std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end();
       if (!end) show(decoder.push(id));
@@ -344,6 +347,9 @@ void talk(Chat& chat) {
       } else {
         chat.say(*line);
       }
+    } catch (const Interrupted&) {
+      interrupted = 0;
+      note("interrupted before an answer: the turn is left out");
     } catch (const Error& error) {
       if (!lines.terminal()) throw;
       note(concat("elapid: ", one_line(error.what())));
@@ -359,7 +365,10 @@ void run(const Options& o) {
   const Tokenizer tokenizer = o.model.load_tokenizer(folder);
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
-  Engine engine(*model, *threads, {.chunk = o.chunk});
+  const auto poll = [] {
+    if (interrupted != 0) throw Interrupted();
+  };
+  Engine engine(*model, *threads, {.chunk = o.chunk, .between = poll});
 
   GenerateOptions generation = o.sampling.for_model(config, model->config(), &tokenizer);
   // Fine-tuned checkpoints end turns with the tokenizer's eos, whatever their configuration says.
