@@ -227,6 +227,11 @@ class BadInput(CliTest):
                 ("inputs_embeds must be f32, bf16 or f16, got i64", {"inputs_embeds": Array("I64", [1, 1, 1], [3])}),
                 ("inputs_embeds must not be empty, got [1, 0]", {"inputs_embeds": Array("F32", [1, 0, 32], [])}),
                 ("d_model = 32 columns, got 31", {"inputs_embeds": Array("F32", [1, 1, 31], [0.0] * 31)}),
+                ("state_lengths must come with state", {"input_ids": ids, "state_lengths": Array("I64", [2], [0, 0])}),
+                ("got no state.0.ssm", {"input_ids": ids, "state.0.conv": Array("F32", [2, 96, 3], [0.0] * 576)}),
+                ("state.0.conv must be [2, 96, 3], got [2, 3, 96]",
+                 {"input_ids": ids, "state.0.conv": Array("F32", [2, 3, 96], [0.0] * 576)}),
+                ("state.0.conv must be f32", {"input_ids": ids, "state.0.conv": Array("I64", [2], [0, 0])}),
                 ("got inputs", {"input_ids": ids, "inputs": ids})]:
             with self.subTest(says):
                 path = self.folder / "in.safetensors"
@@ -675,6 +680,32 @@ class Forward(CliTest):
                     terms.append(math.log(sum(math.exp(x) for x in row)) - row[labels[r][t + 1]])
         self.assertEqual(len(terms), 6)
         self.assertAlmostEqual(out["loss"].values[0], sum(terms) / len(terms), places=5)
+
+    def test_states_go_in_as_they_come_out(self):
+        for model in (TINY, CONFORMANCE / "granitemoehybrid_moe_rope"):
+            with self.subTest(model.name):
+                vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+                rows = [[x % vocab for x in self.ids.row(r)] for r in range(3)]
+                whole = self.forward({"input_ids": i64(rows)}, "--states", model=model)
+                # The first row has read three tokens, behind padding, the others four.
+                mask = i64([[0, 1, 1, 1]] + [[1] * 4] * 2)
+                first = self.forward({"input_ids": i64([[0, *rows[0][:3]], rows[1][:4], rows[2][:4]]),
+                                      "attention_mask": mask}, "--states", model=model)
+                states = {name: a for name, a in first.items() if name.startswith("state.")}
+                rest = {"input_ids": i64([rows[0][3:], rows[1][4:] + [0], rows[2][4:] + [0]]),
+                        "attention_mask": i64([[1] * 3] + [[1, 1, 0]] * 2)}
+                lengths = {"state_lengths": Array("I64", [3], [3, 4, 4])}
+                second = self.forward({**rest, **states, **lengths}, "--states", model=model)
+                for r, read in ((0, 3), (1, 4), (2, 4)):
+                    for t in range(read, 6):
+                        for a, b in zip(second["logits"].row(r, t - read), whole["logits"].row(r, t)):
+                            self.assertAlmostEqual(a, b, places=4)
+                for name in states:
+                    if name.endswith((".conv", ".ssm")):
+                        for a, b in zip(second[name].values, whole[name].values):
+                            self.assertAlmostEqual(a, b, places=4, msg=name)
+                self.refused("forward", "--model", model, "--attentions", "--input", self.folder / "in.safetensors",
+                             "--output", self.folder / "other", says="--attentions")
 
     def test_labels_after_a_hole_count_as_in_the_row_alone(self):
         mask = [1, 0, 1, 1, 0, 1]
