@@ -227,6 +227,11 @@ class BadInput(CliTest):
                 ("inputs_embeds must be f32, bf16 or f16, got i64", {"inputs_embeds": Array("I64", [1, 1, 1], [3])}),
                 ("inputs_embeds must not be empty, got [1, 0]", {"inputs_embeds": Array("F32", [1, 0, 32], [])}),
                 ("d_model = 32 columns, got 31", {"inputs_embeds": Array("F32", [1, 1, 31], [0.0] * 31)}),
+                ("state_lengths must come with state", {"input_ids": ids, "state_lengths": Array("I64", [2], [0, 0])}),
+                ("got no state.0.ssm", {"input_ids": ids, "state.0.conv": Array("F32", [2, 96, 3], [0.0] * 576)}),
+                ("state.0.conv must be [2, 96, 3], got [2, 3, 96]",
+                 {"input_ids": ids, "state.0.conv": Array("F32", [2, 3, 96], [0.0] * 576)}),
+                ("state.0.conv must be f32", {"input_ids": ids, "state.0.conv": Array("I64", [2], [0, 0])}),
                 ("got inputs", {"input_ids": ids, "inputs": ids})]:
             with self.subTest(says):
                 path = self.folder / "in.safetensors"
@@ -314,7 +319,7 @@ class BadInput(CliTest):
                 "--chunk": ["0", "-5"],
                 "--threads": ["0", "-1", "100000"],
                 "--device": ["tpu", "", "cuda", "cuda:0"],
-                "--dtype": ["f64", "bf16", "int8", "int4"],
+                "--dtype": ["f64", "int8", "int4"],
                 "--stop": [""]}.items():
             for value in values:
                 with self.subTest(flag=flag, value=value):
@@ -584,6 +589,22 @@ class Generate(CliTest):
         (model / "config.json").write_text(json.dumps({**config, "eos_token_id": greedy[at]}))
         self.assertEqual(with_config({}, "--greedy", "--max-new-tokens", "24")["ids"], greedy[:at + 1])
 
+    def test_the_tokenizer_ends_texts_where_no_configuration_does(self):
+        model = self.model_copy(STORYTELLER)
+        flags = ("--greedy", "--max-new-tokens", "12")
+        ids = self.generate("One day", *flags, "--ignore-eos", model=model)["ids"]
+        at = next(i for i in range(2, 12) if ids[i] not in ids[:i])
+        tokens = {i: text for text, i in json.loads((model / "tokenizer.json").read_text())["model"]["vocab"].items()}
+        (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokens[ids[at]]}))
+        named = self.generate("One day", *flags, model=model)
+        self.assertEqual(named["ids"], ids, "config.json counts first")
+        for name in ("config.json", "generation_config.json"):
+            if (model / name).exists():
+                config = json.loads((model / name).read_text())
+                (model / name).write_text(json.dumps({**config, "eos_token_id": None}))
+        got = self.generate("One day", *flags, model=model)
+        self.assertEqual((got["ids"], got["finish_reason"]), (ids[:at + 1], "stop"))
+
     def test_special_tokens(self):
         with_bos = self.generate("Hello", "--max-new-tokens", "1")
         without = self.generate("Hello", "--max-new-tokens", "1", "--no-special")
@@ -672,6 +693,47 @@ class Forward(CliTest):
                     terms.append(math.log(sum(math.exp(x) for x in row)) - row[labels[r][t + 1]])
         self.assertEqual(len(terms), 6)
         self.assertAlmostEqual(out["loss"].values[0], sum(terms) / len(terms), places=5)
+
+    def test_states_go_in_as_they_come_out(self):
+        for model in (TINY, CONFORMANCE / "granitemoehybrid_moe_rope"):
+            with self.subTest(model.name):
+                vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+                rows = [[x % vocab for x in self.ids.row(r)] for r in range(3)]
+                whole = self.forward({"input_ids": i64(rows)}, "--states", model=model)
+                # The first row has read three tokens, behind padding, the others four.
+                mask = i64([[0, 1, 1, 1]] + [[1] * 4] * 2)
+                first = self.forward({"input_ids": i64([[0, *rows[0][:3]], rows[1][:4], rows[2][:4]]),
+                                      "attention_mask": mask}, "--states", model=model)
+                states = {name: a for name, a in first.items() if name.startswith("state.")}
+                rest = {"input_ids": i64([rows[0][3:], rows[1][4:] + [0], rows[2][4:] + [0]]),
+                        "attention_mask": i64([[1] * 3] + [[1, 1, 0]] * 2)}
+                lengths = {"state_lengths": Array("I64", [3], [3, 4, 4])}
+                second = self.forward({**rest, **states, **lengths}, "--states", model=model)
+                for r, read in ((0, 3), (1, 4), (2, 4)):
+                    for t in range(read, 6):
+                        for a, b in zip(second["logits"].row(r, t - read), whole["logits"].row(r, t)):
+                            self.assertAlmostEqual(a, b, places=4)
+                for name in states:
+                    if name.endswith((".conv", ".ssm")):
+                        for a, b in zip(second[name].values, whole[name].values):
+                            self.assertAlmostEqual(a, b, places=4, msg=name)
+                self.refused("forward", "--model", model, "--attentions", "--input", self.folder / "in.safetensors",
+                             "--output", self.folder / "other", says="--attentions")
+
+    def test_labels_after_a_hole_count_as_in_the_row_alone(self):
+        mask = [1, 0, 1, 1, 0, 1]
+        row = [x for x, m in zip(self.ids.row(0), mask) if m]
+        ids = i64([self.ids.row(0)])
+        out = self.forward({"input_ids": ids, "labels": ids, "attention_mask": i64([mask])})
+        self.assertEqual(out["loss"].values, self.forward({"input_ids": i64([row]), "labels": i64([row])})["loss"].values)
+
+    def test_a_batch_of_padding_has_the_arrays_of_any_other(self):
+        model, flags = CONFORMANCE / "granitemoe_default", ("--router-logits", "--attentions", "--states")
+        want = self.forward({"input_ids": self.ids}, *flags, model=model)
+        self.assertIn("aux_loss", want)
+        got = self.forward({"input_ids": self.ids, "attention_mask": i64([[0] * 6] * 3)}, *flags, model=model)
+        self.assertEqual({k: a.shape for k, a in got.items()}, {k: a.shape for k, a in want.items()})
+        self.assertFalse(any(x for a in got.values() for x in a.values))
 
     def test_steps_continue_the_rows(self):
         long = self.forward({"input_ids": self.ids})
@@ -842,6 +904,15 @@ class Chat(CliTest):
         resumed, prefills, _ = self.chat(f"/load {state}", "And then?")
         self.assertTrue(out.endswith(resumed) and resumed, (out, resumed))
         self.assertEqual(prefills, [1 + self.count("\nuser:And then?\nassistant:")])
+        # Notes of one conversation do not go with the state of another, nor with none.
+        other = self.folder / "other"
+        self.chat("Two days", f"/save {other}")
+        notes = self.folder / "state.chat.json"
+        for text, says in (((self.folder / "other.chat.json").read_text(), "must be of the state beside it"),
+                           (json.dumps({**json.loads(notes.read_text()), "state": None}), "got no state")):
+            notes.write_text(text)
+            self.refused("chat", "--model", self.model, stdin=f"/load {state}\n".encode(),
+                         says=("state.chat.json", says))
         (self.folder / "state.chat.json").write_text("[]")
         done = run("chat", "--model", self.model, stdin=f"/load {state}\n".encode())
         self.assertEqual(done.returncode, 1)
@@ -898,13 +969,35 @@ class Chat(CliTest):
                 process.stdin.flush()
                 presses = threading.Thread(target=press)
                 presses.start()
-                while process.stderr.readline()[:7] != b"prefill":
+                while not process.stderr.readline().startswith((b"prefill", b"interrupted")):
                     self.assertIsNone(process.poll())
                 answered.set()
                 presses.join()
             process.stdin.close()
             self.assertEqual(process.wait(60), 0)
             drain.join()
+
+    def test_ctrl_c_ends_the_reading_of_a_long_turn(self):
+        command = [ELAPID, "chat", "--model", self.model, *self.FLAGS, "--chunk", "16"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            ended = threading.Event()
+
+            def press():
+                while not ended.wait(0.2):
+                    process.send_signal(signal.SIGINT)
+
+            process.stdin.write(b"on and " * 200_000 + b"\n")
+            process.stdin.flush()
+            presses = threading.Thread(target=press)
+            presses.start()
+            self.assertEqual(process.stderr.readline(), b"interrupted before an answer: the turn is left out\n")
+            ended.set()
+            presses.join()
+            out, err = process.communicate(b"One day\n", timeout=60)
+            self.assertEqual(process.returncode, 0)
+        alone, prefills, _ = self.chat("One day", flags=("--chunk", "16"))
+        self.assertEqual(out.decode(), alone)
+        self.assertTrue(err.startswith(b"prefill %d " % prefills[0]), err)
 
 
 class Score(CliTest):
@@ -943,6 +1036,30 @@ class Score(CliTest):
         lines = self.out(*score, "--file", path, "--per-token").decode().splitlines()
         self.assertEqual(len(lines), want["tokens"] + 6)
         self.assertAlmostEqual(float(lines[0]), want["nll"][0], places=5)
+
+
+class Eval(CliTest):
+    def ids(self, text):
+        path = self.folder / "text"
+        path.write_bytes(text.encode())
+        return [int(x) for x in self.out("tokenize", "--model", STORYTELLER, "--no-special", "--file", path).split()]
+
+    def test_white_space_before_the_last_word_is_predicted_with_it(self):
+        data, source, target = (self.folder / n for n in ("data", "in.safetensors", "out.safetensors"))
+        context = "The old man looked at the"
+        for space in (" ", "   ", "\n ", "\u00a0 "):
+            with self.subTest(space):
+                passage = context + space + "sea"
+                data.write_text(json.dumps({"text": passage}) + "\n")
+                got = self.json("eval", "--model", STORYTELLER, "--task", "lambada_openai", "--data", data)
+                whole, before = self.ids(passage), len(self.ids(context))
+                labels = [-100] * before + whole[before:]
+                write_safetensors(source, {"input_ids": i64([whole]), "labels": i64([labels])})
+                self.out("forward", "--model", STORYTELLER, "--input", source, "--output", target)
+                loss = read_safetensors(target)["loss"].values[0]
+                self.assertAlmostEqual(math.log(got["perplexity"]), loss * (len(whole) - before), places=3)
+        data.write_text(json.dumps({"text": "  sea"}) + "\n")
+        self.refused("eval", "--model", STORYTELLER, "--task", "lambada_openai", "--data", data, says="a word before")
 
 
 class Memory(CliTest):

@@ -153,6 +153,23 @@ TEST_F(EngineTest, CallsContinueTheSlot) {
   EXPECT_EQ(values_of(engine.last_logits({&input, 1})), alone(p, {.chunk = 10}));
 }
 
+TEST_F(EngineTest, ACallerCanEndACallBetweenItsPieces) {
+  struct Enough {};
+  int calls = 0;
+  const auto between = [&] {
+    if (++calls == 3) throw Enough();
+  };
+  Engine engine(*model_, threads_, {.chunk = 8, .between = between});
+  const Slot slot = engine.states().acquire();
+  const std::vector<TokenId> p = prompt(40);
+  const Input whole{p, slot.index()};
+  EXPECT_THROW(engine.last_logits({&whole, 1}), Enough);
+  EXPECT_EQ(engine.states().length(slot.index()), 24);
+  const Input rest{std::span(p).subspan(24), slot.index()};
+  EXPECT_EQ(values_of(engine.last_logits({&rest, 1})), alone(p, {.chunk = 8}));
+  EXPECT_EQ(calls, 4) << "not before the first piece of a call";
+}
+
 TEST_F(EngineTest, WrongInputsAreErrorsThatSayWhatIsWrong) {
   Engine engine(*model_, threads_, {.slots = 2, .chunk = 4});
   const std::vector<TokenId> p = {5, 6, 7}, negative = {5, -1}, large = {static_cast<TokenId>(vocab())};

@@ -68,10 +68,26 @@ TEST_P(LikelihoodTest, IsThatOfTheWholeSequenceAndContextsAreShared) {
   Engine engine(*model_, threads_, {.slots = 64});
   const std::vector<Likelihood> together = log_likelihoods(engine, queries);
   for (size_t i = 0; i < queries.size(); ++i) {
-    const bool is_shared = std::count_if(queries.begin(), queries.end(),
-                                         [&](const Query& q) { return q.context == queries[i].context; }) > 1;
-    if (is_shared) continue;  // computed in two calls instead of one
     EXPECT_EQ(log_likelihoods(engine, {&queries[i], 1})[0].log_likelihood, together[i].log_likelihood);
+  }
+}
+
+TEST_P(LikelihoodTest, SharingALongContextChangesNoBit) {
+  const std::vector<TokenId> ids = random_ids(200, model_->config().vocab, 1);
+  std::vector<Query> queries;
+  for (const size_t length : {64, 65, 66, 67, 129, 130, 150, 193, 200}) {
+    const std::vector<TokenId> context(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(length));
+    for (const std::vector<TokenId>& end : std::vector<std::vector<TokenId>>{{4}, {60, 61}, {4, 5, 6}}) {
+      queries.push_back({context, end});
+    }
+  }
+  for (const int64_t chunk : {1, 65, 100, 128, 512}) {
+    Engine engine(*model_, threads_, {.slots = 64, .chunk = chunk});
+    const std::vector<Likelihood> together = log_likelihoods(engine, queries);
+    for (size_t i = 0; i < queries.size(); ++i) {
+      EXPECT_EQ(log_likelihoods(engine, {&queries[i], 1})[0].log_likelihood, together[i].log_likelihood)
+          << "context of " << queries[i].context.size() << ", chunk " << chunk;
+    }
   }
 }
 

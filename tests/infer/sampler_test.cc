@@ -168,6 +168,15 @@ TEST(Sampler, LogitsThatAreNoNumbersAreErrors) {
   EXPECT_NO_THROW(draw({1, 2, std::nanf("")}, {}, 0, 0, {}, 2)) << "beyond the limit";
 }
 
+TEST(LogNormalizer, IsTheLogOfTheSumOfExponentials) {
+  EXPECT_NEAR(log_normalizer(std::vector<float>{0, 0, 0, -kInfinity}, "x"), std::log(3), 1e-12);
+  EXPECT_NEAR(log_normalizer(std::vector<float>{1000, 999}, "x"), 1000 + std::log1p(std::exp(-1)), 1e-9);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<std::vector<float>> all_bad = {{nan, 1},    {1, nan},       {1, nan, 2},
+                                                   {2, nan, 1}, {1, kInfinity}, {-kInfinity}};
+  for (const std::vector<float>& bad : all_bad) EXPECT_THROW((void)log_normalizer(bad, "x"), Error);
+}
+
 TEST(Sampler, AllocatesInTheConstructorOnly) {
   std::vector<float> logits(50000);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(uniform(5, i, 0) * 10);

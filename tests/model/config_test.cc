@@ -54,6 +54,16 @@ TEST(Config, EosMayBeAList) {
   EXPECT_EQ(parse(json).eos_ids, (std::vector<int64_t>{0, 7}));
 }
 
+TEST(Config, EosMayBeNone) {
+  Json json = storyteller();
+  for (const Json& none : {Json(nullptr), Json(-1), Json::array()}) {
+    json["eos_token_id"] = none;
+    EXPECT_TRUE(parse(json).eos_ids.empty()) << none;
+  }
+  json["eos_token_id"] = 2147483647;
+  EXPECT_EQ(parse(json).eos_ids, std::vector<int64_t>{2147483647});
+}
+
 TEST(Config, UnknownKeysAreReportedAndMathematicsRefused) {
   Json json = storyteller();
   json["my_experiment"] = 3;
@@ -98,6 +108,9 @@ TEST(Config, BadValuesAreErrorsThatNameTheKey) {
                       {{"time_step_limit", {1.0, 0.5}}},
                       {{"torch_dtype", "int3"}},
                       {{"eos_token_id", "end"}},
+                      {{"eos_token_id", -2}},
+                      {{"eos_token_id", 4294967303}},
+                      {{"eos_token_id", {0, 2147483648}}},
                       {{"tie_word_embeddings", 1}},
                       {{"layer_norm_epsilon", {{"__float__", "NaN"}}}},
                       {{"time_step_limit", {{{"__float__", "NaN"}}, 1.0}}},

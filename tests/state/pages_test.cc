@@ -268,7 +268,8 @@ TEST_F(PagedFile, RoundTripIsExactAtAnyLength) {
     StatePool pool(spec, 1);
     const Slot slot = pool.acquire();
     feed(pool, *spec, slot.index(), length, 1);
-    const State saved = pool.save(slot, std::vector<TokenId>{4, 5}, std::vector<TokenId>{6});
+    const std::vector<TokenId> tokens(static_cast<size_t>(length), 4);
+    const State saved = pool.save(slot, tokens, std::vector<TokenId>{6});
     saved.write(file_);
     const State read = State::read(file_);
     EXPECT_TRUE(read == saved);
@@ -298,8 +299,12 @@ TEST_F(PagedFile, DamagedOnesAreErrors) {
   EXPECT_EQ(error_with(tensors, {}), "no error");
   EXPECT_EQ(error_with(tensors, {{"per_token", "3.key"}}), "no error");
   EXPECT_EQ(State::read(file_).declared(0).shape, Shape(4, 3));
-  EXPECT_NE(error_with(tensors, {{"per_token", "3.key"}, {"length", "3"}}).find("must have 3 tokens, got 2"),
+  const std::vector<NamedTensor> untold = {
+      {"tokens", Tensor(ids, DType::i64, {0})}, {"pending", id_tensor}, {"state.3.key", keys}};
+  EXPECT_EQ(error_with(untold, {{"per_token", "3.key"}, {"length", "2"}}), "no error");
+  EXPECT_NE(error_with(untold, {{"per_token", "3.key"}, {"length", "3"}}).find("must have 3 tokens, got 2"),
             std::string::npos);
+  EXPECT_NE(error_with(tensors, {{"length", "3"}}).find("length must be that of tokens, 2, got 3"), std::string::npos);
   EXPECT_NE(error_with(tensors, {{"per_token", "3.key 3.value"}}).find("got no state.3.value"), std::string::npos);
   for (const char* length : {"", "-1", "2x", "99999999999999999999"}) {
     EXPECT_NE(error_with(tensors, {{"length", length}}).find("length must be a number"), std::string::npos) << length;

@@ -104,6 +104,7 @@ TEST_F(StateTest, FileRoundTripIsExactIncludingNaNBits) {
   fill(pool, *spec, slot, 0.1f);
   const uint32_t odd_nan = 0x7fc12345;
   std::memcpy(pool.entry(1).data, &odd_nan, sizeof odd_nan);
+  pool.advance(slot.index(), 3);
   const State saved = pool.save(slot, std::vector<TokenId>{5, 0, 2147483647}, std::vector<TokenId>{9});
   saved.write(file("a.state"));
   const State read = State::read(file("a.state"));
@@ -133,9 +134,28 @@ TEST_F(StateTest, AnotherModelsStateIsRefused) {
   EXPECT_NE(error_of([&] { other.load(slot, state); }).find("the pool it came from"), std::string::npos);
 }
 
+TEST_F(StateTest, WeightsAreReadOnceForAllFiles) {
+  auto spec = std::make_shared<StateSpec>(*make_spec());
+  const auto times = std::make_shared<int>(0);
+  spec->fingerprint = [times] {
+    ++*times;
+    return std::string("f00d");
+  };
+  StatePool pool(spec, 1);
+  const Slot slot = pool.acquire();
+  pool.load(slot, pool.save(slot, {}));
+  EXPECT_EQ(*times, 0);  // no file, no need
+  for (int i = 0; i < 3; ++i) {
+    pool.save(slot, {}).write(file("a.state"));
+    pool.load(slot, State::read(file("a.state")));
+  }
+  EXPECT_EQ(*times, 1);
+}
+
 TEST_F(StateTest, DamagedFilesAreErrors) {
   StatePool pool(make_spec(), 1);
   const Slot slot = pool.acquire();
+  pool.advance(slot.index(), 2);
   pool.save(slot, std::vector<TokenId>{1, 2}).write(file("good.state"));
   std::ifstream in(file("good.state"), std::ios::binary);
   const std::string good((std::istreambuf_iterator<char>(in)), {});

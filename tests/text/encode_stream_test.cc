@@ -47,6 +47,18 @@ TEST(EncodeStream, LongTextsOfEveryTokenizer) {
   }
 }
 
+TEST(Tokenizer, TheUsualEndOfTextWhereNoneIsNamed) {
+  EXPECT_FALSE(golden_tokenizer("Llama 2").end_of_text());  // no configuration beside the file
+  for (const GoldenCase& golden : golden_cases()) {
+    if (golden.name != "byte-level") continue;
+    Json file = golden.file;
+    file["added_tokens"] = Json::array({{{"id", 9999}, {"content", "<|endoftext|>"}, {"special", true}}});
+    const Tokenizer tokenizer = Tokenizer::parse(file.dump(), "x");
+    EXPECT_EQ(tokenizer.end_of_text(), tokenizer.token_to_id("<|endoftext|>"));
+    EXPECT_TRUE(tokenizer.end_of_text());
+  }
+}
+
 TEST(EncodeStream, EmptyTextAndEmptyPieces) {
   const Tokenizer tokenizer = golden_tokenizer("template");
   EncodeStream empty(tokenizer);
@@ -61,6 +73,26 @@ TEST(EncodeStream, EmptyTextAndEmptyPieces) {
   pieces.finish(ids);
   EXPECT_EQ(ids, tokenizer.encode("hello"));
   EXPECT_THROW(pieces.push("x", ids), Error);
+}
+
+// Whatever a tokenizer puts in front of a text, it does not put in front of one that goes on from another.
+TEST(EncodeStream, ContinuesAText) {
+  const EncodeOptions options{.continues = true};
+  for (const std::string_view name : {"byte-level", "Llama 2", "Metaspace always True", "Metaspace first False"}) {
+    const Tokenizer tokenizer = golden_tokenizer(name);
+    const std::vector<TokenId> ids = tokenizer.encode("hello", options);
+    EncodeStream encoder(tokenizer, options);
+    std::vector<TokenId> streamed;
+    for (const char* const piece : {"h", "", "ello"}) encoder.push(piece, streamed);
+    encoder.finish(streamed);
+    EXPECT_EQ(streamed, ids) << name;
+    // After a text and at its beginning, the decoded text is the two together.
+    const std::string first = "a song";
+    std::vector<TokenId> both = tokenizer.encode(first, {.add_special_tokens = false});
+    const std::string before = tokenizer.decode(both);
+    both.insert(both.end(), ids.begin(), ids.end());
+    EXPECT_EQ(tokenizer.decode(both), before + "hello") << name;
+  }
 }
 
 TEST(EncodeStream, InvalidUtf8IsAnErrorWithItsOffset) {

@@ -101,6 +101,21 @@ TEST(SentencePieceModels, ControlTokensWhenAsked) {
   EXPECT_EQ(tokenizer.decode(ids, false), "<s>[INST] hi");
 }
 
+// What comes after a text gets nothing in front, wherever the text was cut.
+TEST_P(SentencePiece, ContinuesAText) {
+  const Tokenizer tokenizer = load(GetParam());
+  const EncodeOptions options{.continues = true};  // no special tokens either
+  const std::string text = "the sing ing bird";
+  for (size_t cut = 1; cut < text.size(); ++cut) {
+    std::vector<TokenId> ids = tokenizer.encode(text.substr(0, cut));
+    const std::string rest = text.substr(cut);
+    const std::vector<TokenId> after = tokenizer.encode(rest, options);
+    for (const size_t piece : {1, 3, 50}) EXPECT_EQ(streamed(tokenizer, rest, piece, options), after) << rest;
+    ids.insert(ids.end(), after.begin(), after.end());
+    EXPECT_EQ(tokenizer.decode(ids), text) << cut;
+  }
+}
+
 TEST(SentencePieceModels, ContinuationsKeepTheirSpace) {
   const Tokenizer tokenizer = load("bytes");
   const std::vector<TokenId> ids = tokenizer.encode("the house", {.add_special_tokens = false});
@@ -138,7 +153,10 @@ TEST(SentencePieceModels, FoldersSayWhichFileAndTokens) {
     return before;
   };
   EXPECT_EQ(with_config("{}"), wrapped({1}, {}));
-  EXPECT_EQ(with_config(R"({"add_bos_token": false})"), plain);
+  EXPECT_EQ(Tokenizer::load(folder).end_of_text(), load("bytes").token_to_id("</s>"));
+  (void)with_config(R"({"eos_token": {"content": "[INST]"}})");
+  EXPECT_EQ(Tokenizer::load(folder).end_of_text(), load("bytes").token_to_id("[INST]"));
+  EXPECT_EQ(with_config(R"({"add_bos_token": false, "eos_token": null})"), plain);
   EXPECT_EQ(with_config(R"({"add_eos_token": true})"), wrapped({1}, {2}));
   EXPECT_EQ(with_config(R"({"add_bos_token": true, "bos_token": "[INST]"})"),
             wrapped({*load("bytes").token_to_id("[INST]")}, {}));

@@ -2,6 +2,7 @@
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
 #include "elapid/cli/sampling_options.h"
+#include "elapid/core/hash.h"
 #include "elapid/infer/generate.h"
 #include "elapid/io/file.h"
 #include "elapid/io/json.h"
@@ -32,6 +33,9 @@ struct Options {
 // --- The terminal
 
 volatile std::sig_atomic_t interrupted = 0;
+
+// Thrown where an answer has not begun.
+struct Interrupted {};
 
 // Ctrl-C ends an answer; reads return then rather than go on.
 void catch_interrupts() {
@@ -121,7 +125,10 @@ class Chat {
   void save(const std::filesystem::path& path) const {
     require(talk_.now.state.has_value(), "chat /save: there must be an answer to save, got none");
     talk_.now.state->write(path);
-    const OrderedJson notes = {{"messages", talk_.messages}, {"text", talk_.now.text}, {"pending", talk_.now.pending}};
+    const OrderedJson notes = {{"messages", talk_.messages},
+                               {"text", talk_.now.text},
+                               {"pending", talk_.now.pending},
+                               {"state", ids_of(*talk_.now.state)}};
     AtomicFile file(notes_of(path));
     file.write(notes.dump());
     file.commit();
@@ -140,6 +147,8 @@ class Chat {
     loaded.messages = part("messages", true);
     loaded.now.text = part("text", false).get<std::string>();
     loaded.now.pending = part("pending", false).get<std::string>();
+    const std::string noted = part("state", false).get<std::string>(), found = ids_of(*loaded.now.state);
+    require(noted == found, name, ": must be of the state beside it, whose ids have the hash ", found, ", got ", noted);
     {
       const Slot slot = engine_.states().acquire();  // whether it belongs to this model
       engine_.states().load(slot, *loaded.now.state);
@@ -159,6 +168,15 @@ class Chat {
   }
 
  private:
+  // Ties notes to the state that they tell of: a Hash of all its ids.
+  static std::string ids_of(const State& state) {
+    Hash hash;
+    for (const std::span<const TokenId> ids : {state.tokens(), state.pending()}) {
+      hash.add(ids.data(), ids.size_bytes());
+    }
+    return hash.hex();
+  }
+
   // The conversation's text and messages, in a file beside the state.
   static std::filesystem::path notes_of(const std::filesystem::path& path) {
     std::filesystem::path notes = path;
@@ -166,8 +184,9 @@ class Chat {
     return notes;
   }
 
-  [[nodiscard]] std::vector<TokenId> encode(std::string_view text) const {
-    return tokenizer_.encode(text, {.add_special_tokens = false, .control_tokens = true});
+  // `continues`: after text that the state has read.
+  [[nodiscard]] std::vector<TokenId> encode(std::string_view text, bool continues) const {
+    return tokenizer_.encode(text, {.add_special_tokens = false, .control_tokens = true, .continues = continues});
   }
 
   [[nodiscard]] std::string render(const Conversation& talk, bool prompt) const {
@@ -202,14 +221,15 @@ class Chat {
   void answer(Conversation& talk) {
     const std::string whole = render(talk, true), asked = render(talk, false);
     before_.reset();
+    interrupted = 0;
     Place place = place_before(talk, whole);
     const size_t known = place.text.size() + place.pending.size();
-    std::vector<TokenId> prompt = encode(std::string_view(whole).substr(known));
+    std::vector<TokenId> prompt = encode(std::string_view(whole).substr(known), known > 0);
 
     // In two steps where the prompt of the answer is tokens of its own, so that there is a place before it.
     talk.question = {};
     if (asked.size() > known && whole.starts_with(asked)) {
-      const std::vector<TokenId> first = encode(std::string_view(asked).substr(known));
+      const std::vector<TokenId> first = encode(std::string_view(asked).substr(known), known > 0);
       if (!first.empty() && first.size() < prompt.size() && std::equal(first.begin(), first.end(), prompt.begin())) {
         GenerateOptions feed = generation_;
         feed.max_new_tokens = 0;
@@ -235,7 +255,6 @@ class Chat {
       text += piece;
       print(piece);
     };
-    interrupted = 0;
     Generation result = generate(engine_, prompt, options, [&](int64_t, TokenId id) {
       const bool end = std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end();
       if (!end) show(decoder.push(id));
@@ -328,6 +347,9 @@ void talk(Chat& chat) {
       } else {
         chat.say(*line);
       }
+    } catch (const Interrupted&) {
+      interrupted = 0;
+      note("interrupted before an answer: the turn is left out");
     } catch (const Error& error) {
       if (!lines.terminal()) throw;
       note(concat("elapid: ", one_line(error.what())));
@@ -343,9 +365,12 @@ void run(const Options& o) {
   const Tokenizer tokenizer = o.model.load_tokenizer(folder);
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
-  Engine engine(*model, *threads, {.chunk = o.chunk});
+  const auto poll = [] {
+    if (interrupted != 0) throw Interrupted();
+  };
+  Engine engine(*model, *threads, {.chunk = o.chunk, .between = poll});
 
-  GenerateOptions generation = o.sampling.for_model(config, model->config());
+  GenerateOptions generation = o.sampling.for_model(config, model->config(), &tokenizer);
   // Fine-tuned checkpoints end turns with the tokenizer's eos, whatever their configuration says.
   if (const auto eos = chat_template.variables().find("eos_token");
       !o.sampling.ignore_eos && eos != chat_template.variables().end()) {

@@ -44,16 +44,32 @@ std::vector<std::string> read_passages(const Options& o) {
   return passages;
 }
 
+// Where the text's trailing white space, what Python's str.rstrip() takes, begins.
+size_t end_of_words(std::string_view text) {
+  while (!text.empty()) {
+    const size_t last = unicode::last_character(text);
+    const char32_t code = unicode::decode(text.data() + last).code;
+    const bool separator = code >= 0x1C && code <= 0x1F;
+    if (!separator && !unicode::is_space(code)) break;
+    text = text.substr(0, last);
+  }
+  return text.size();
+}
+
 // As lm-evaluation-harness cuts a passage (lambada.yaml: doc_to_text and doc_to_target) and encodes the pair
-// (TemplateLM._encode_pair): the last word is what follows the last space; ids of the context alone tell how many of
-// the whole passage's ids are the context's; nothing is added by the tokenizer.
+// (TemplateLM._encode_pair): the last word is what follows the last space; all white space before it goes with it; ids
+// of the context alone tell how many of the whole passage's ids are the context's; nothing is added by the tokenizer.
 Query query_of(const std::string& passage, const Tokenizer& tokenizer) {
   const size_t space = passage.rfind(' ');
   require(space != std::string::npos && space > 0, "eval: a passage must have a word before its last one, got ",
           quote(passage));
+  const size_t valid = unicode::valid_utf8_prefix(passage);
+  require(valid == passage.size(), "eval: a passage must be valid UTF-8, got an invalid byte at offset ", valid);
+  const size_t end = end_of_words(std::string_view(passage).substr(0, space));
+  require(end > 0, "eval: a passage must have a word before its last one, got ", quote(passage));
   const EncodeOptions plain{.add_special_tokens = false};
   const std::vector<TokenId> whole = tokenizer.encode(passage, plain);
-  std::vector<TokenId> context = tokenizer.encode(std::string_view(passage).substr(0, space), plain);
+  std::vector<TokenId> context = tokenizer.encode(std::string_view(passage).substr(0, end), plain);
   require(!context.empty() && context.size() < whole.size(), "eval: the last word must have ids of its own, got ",
           quote(passage));
   Query query;

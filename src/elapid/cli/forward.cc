@@ -93,6 +93,12 @@ Embeddings read_embeddings(const Safetensors& file) {
   return result;
 }
 
+// An array of a state that the rows go on from.
+struct GivenState {
+  Shape shape;
+  std::vector<float> values;
+};
+
 // One row of the batch without its padding: ids or embeddings.
 struct Row {
   std::vector<TokenId> tokens;
@@ -106,14 +112,35 @@ struct Inputs {
   std::vector<Row> rows;
   bool has_labels = false;
   std::vector<std::vector<TokenId>> step_ids;  // of each row
+  std::map<std::string, GivenState> states;    // by name; none: rows begin
+  std::vector<int64_t> state_lengths;          // of each row, or empty
 };
+
+void read_states(const Safetensors& file, Inputs& inputs) {
+  for (const auto& [name, entry] : file.entries()) {
+    if (!name.starts_with("state.")) continue;
+    require(entry.tensor.dtype == DType::f32, "forward: ", name, " must be f32, got ", name_of(entry.tensor.dtype));
+    GivenState& state = inputs.states[name];
+    state.shape = entry.tensor.shape;
+    state.values.resize(static_cast<size_t>(entry.tensor.size()));
+    copy_floats<float>(entry.tensor, state.values);
+  }
+  if (!file.contains("state_lengths")) return;
+  require(!inputs.states.empty(), "forward: state_lengths must come with state.* arrays, got none");
+  const Tensor& lengths = file.at("state_lengths");
+  require(lengths.dtype == DType::i64 && lengths.shape == Shape(inputs.batch), "forward: state_lengths must be i64 [",
+          inputs.batch, "], got ", name_of(lengths.dtype), " of ", lengths.size());
+  inputs.state_lengths.resize(static_cast<size_t>(inputs.batch));
+  copy_integers<int64_t>(lengths, inputs.state_lengths);
+}
 
 Inputs read_inputs(const std::string& path) {
   const Safetensors file = Safetensors::open(path);
   for (const auto& [name, entry] : file.entries()) {
     require(name == "input_ids" || name == "inputs_embeds" || name == "attention_mask" || name == "labels" ||
-                name == "step_ids",
-            "forward: input tensors must be input_ids or inputs_embeds, attention_mask, labels or step_ids, got ",
+                name == "step_ids" || name == "state_lengths" || name.starts_with("state."),
+            "forward: input tensors must be input_ids or inputs_embeds, attention_mask, labels, step_ids, state.* or "
+            "state_lengths, got ",
             name);
   }
   Inputs inputs;
@@ -161,9 +188,10 @@ Inputs read_inputs(const std::string& path) {
       } else {
         row.tokens.push_back(token_of(ids.at(r, t), "input_ids"));
       }
+      // The shift is along the row that runs: a token is scored on the next one that is not masked.
+      if (labels && !row.labels.empty()) row.labels.back() = labels->at(r, t);
       row.positions.push_back(t);
-      const bool scored = labels && t + 1 < inputs.length && !masked(r, t + 1);
-      row.labels.push_back(scored ? labels->at(r, t + 1) : kIgnoreLabel);
+      row.labels.push_back(kIgnoreLabel);
     }
   }
   if (file.contains("step_ids")) {
@@ -176,7 +204,14 @@ Inputs read_inputs(const std::string& path) {
       for (int64_t s = 0; s < steps.columns; ++s) row.push_back(token_of(steps.at(r, s), "step_ids"));
     }
   }
+  read_states(file, inputs);
   return inputs;
+}
+
+std::string join_dims(const Shape& shape) {
+  std::string text;
+  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
+  return text;
 }
 
 // Named float32 arrays to be written, zero where nothing is put.
@@ -220,6 +255,7 @@ class Forward {
   Forward(Engine& engine, Inputs& inputs, const Options& options)
       : engine_(engine), inputs_(inputs), options_(options), config_(engine.model().config()) {
     for (int64_t r = 0; r < inputs.batch; ++r) slots_.push_back(engine.states().acquire());
+    if (!inputs.states.empty()) begin_from_states();
   }
 
   Outputs operator()() {
@@ -296,24 +332,34 @@ class Forward {
         put(hidden.at(static_cast<size_t>(layer)), piece, residual);
       };
     }
-    std::map<int64_t, Tensor> routers, attentions;  // by layer, made when the first piece comes
-    std::optional<AuxLoss> aux_loss;
+    // By layer; there whether or not a row has anything to run.
+    std::map<int64_t, Tensor> routers, attentions;
+    std::optional<AuxLoss> aux_loss;  // spans all layers, which agree on experts and on how many a token takes
+    for (const BlockConfig& block : config_.blocks) {
+      for (const BodyUse& use : block.bodies) {
+        const auto* moe = std::get_if<MoeConfig>(&use.config);
+        if (options_.router_logits && moe != nullptr && !routers[block.layer]) {
+          routers[block.layer] =
+              outputs_.add(concat("router_logits.", block.layer), {inputs_.batch * length, moe->experts});
+          if (!aux_loss) aux_loss.emplace(moe->experts, moe->top_k);
+        }
+        const auto* attention = std::get_if<AttentionConfig>(&use.config);
+        if (options_.attentions && attention != nullptr && !attentions[block.layer]) {
+          attentions[block.layer] = outputs_.add(concat("attentions.", block.layer),
+                                                 {inputs_.batch, attention->heads, length, length});
+        }
+      }
+    }
     if (options_.router_logits) {
       visitor.router_logits = [&](const Piece& piece, int64_t layer, const Tensor& l) {
-        Tensor& target = routers[layer];
-        if (!target) {
-          target = outputs_.add(concat("router_logits.", layer), {inputs_.batch * length, l.cols()});
-        }
-        put(target, piece, l);
-        if (!aux_loss) aux_loss.emplace(l.cols(), top_k());
+        put(routers.at(layer), piece, l);
         aux_loss->add(l);
       };
     }
     if (options_.attentions) {
       visitor.attentions = [&](const Piece& piece, int64_t layer, const Tensor& weights) {
-        Tensor& target = attentions[layer];
+        const Tensor& target = attentions.at(layer);
         const int64_t heads = weights.shape[0];
-        if (!target) target = outputs_.add(concat("attentions.", layer), {inputs_.batch, heads, length, length});
         const int64_t r = rows[static_cast<size_t>(piece.input)];
         const std::vector<int64_t>& positions = inputs_.rows[static_cast<size_t>(r)].positions;
         for (int64_t h = 0; h < heads; ++h) {
@@ -326,20 +372,85 @@ class Forward {
       };
     }
     engine_.all_logits(inputs, visitor);
-    if (aux_loss) *outputs_.add("aux_loss", {}).ptr<float>() = static_cast<float>(aux_loss->value());
+    if (aux_loss) {
+      float* value = outputs_.add("aux_loss", {}).ptr<float>();
+      if (aux_loss->rows() > 0) *value = static_cast<float>(aux_loss->value());
+    }
     if (!inputs_.has_labels) return;
     require(loss.count > 0, "forward: labels must hold one that counts after the first unmasked token, got none");
     *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
   }
 
-  // Experts a token takes; the auxiliary loss spans all layers, which agree on it.
-  [[nodiscard]] int64_t top_k() const {
-    for (const BlockConfig& block : config_.blocks) {
-      for (const BodyUse& use : block.bodies) {
-        if (const auto* moe = std::get_if<MoeConfig>(&use.config)) return moe->top_k;
+  // How files hold an entry of all rows: [batch, outer, times, inner], where the engine has [times, outer, inner] of each
+  // row. A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads, width] and
+  // [heads, time, width].
+  struct Layout {
+    int64_t outer = 1, times = 1, inner = 1;
+    Shape shape;
+  };
+  [[nodiscard]] Layout layout_of(const StateEntry& entry, int64_t tokens) const {
+    if (entry.per_token()) {
+      const int64_t heads = entry.shape[0], width = entry.shape[1];
+      return {heads, tokens, width, {inputs_.batch, heads, tokens, width}};
+    }
+    if (entry.kind == "conv") {
+      return {entry.shape[1], entry.shape[0], 1, {inputs_.batch, entry.shape[1], entry.shape[0]}};
+    }
+    Layout whole{.inner = entry.shape.size(), .shape = {inputs_.batch}};
+    whole.shape.rank = entry.shape.rank + 1;
+    std::copy_n(entry.shape.dims, entry.shape.rank, whole.shape.dims + 1);
+    return whole;
+  }
+
+  // Every row goes on from the states in the file, left-aligned in time.
+  void begin_from_states() {
+    constexpr int64_t kMostTokens = int64_t{1} << 40;
+    const auto spec = engine_.model().state_spec();
+    std::optional<int64_t> tokens;  // that entries per token have room for
+    for (const StateEntry& entry : spec->entries) {
+      const std::string name = concat("state.", entry.layer, ".", entry.kind);
+      const auto found = inputs_.states.find(name);
+      require(found != inputs_.states.end(), "forward: states must have all of this model's arrays, got no ", name);
+      const Shape& shape = found->second.shape;
+      if (entry.per_token() && !tokens && shape.rank == 4) tokens = shape[2];
+      const Shape want = layout_of(entry, tokens.value_or(0)).shape;
+      require(shape == want, "forward: ", name, " must be [", join_dims(want), "], got [", join_dims(shape), "]");
+    }
+    require(inputs_.states.size() == spec->entries.size(), "forward: states must have this model's ",
+            spec->entries.size(), " arrays, got ", inputs_.states.size());
+    if (inputs_.state_lengths.empty()) inputs_.state_lengths.assign(slots_.size(), tokens.value_or(0));
+    for (size_t r = 0; r < slots_.size(); ++r) {
+      const int64_t length = inputs_.state_lengths[r], slot = slots_[r].index();
+      require(length >= 0 && length <= tokens.value_or(kMostTokens), "forward: state_lengths must be 0 to ",
+              tokens.value_or(kMostTokens), ", got ", length);
+      engine_.states().extend(slot, length);
+      for (size_t e = 0; e < spec->entries.size(); ++e) {
+        begin_entry(spec->entries[e], engine_.states().entry(static_cast<int64_t>(e)), static_cast<int64_t>(r),
+                    tokens.value_or(0));
+      }
+      engine_.states().advance(slot, length);
+      begun_ = std::max(begun_, tokens ? length : 0);
+    }
+  }
+
+  void begin_entry(const StateEntry& entry, const Tensor& memory, int64_t r, int64_t tokens) {
+    const Layout layout = layout_of(entry, tokens);
+    const int64_t slot = slots_[static_cast<size_t>(r)].index(), width = layout.outer * layout.inner;
+    const float* from = inputs_.states.at(concat("state.", entry.layer, ".", entry.kind)).values.data() +
+                        r * layout.times * width;
+    const int64_t times = entry.per_token() ? inputs_.state_lengths[static_cast<size_t>(r)] : layout.times;
+    for (int64_t t = 0; t < times; ++t) {
+      float* to = nullptr;
+      if (entry.per_token()) {
+        const int32_t page = engine_.states().page_table().row<int32_t>(slot)[t / kPageTokens];
+        to = memory.ptr<float>() + (page * kPageTokens + t % kPageTokens) * width;
+      } else {
+        to = memory.slice(slot, slot + 1).ptr<float>() + t * width;
+      }
+      for (int64_t o = 0; o < layout.outer; ++o) {
+        std::copy_n(from + (o * layout.times + t) * layout.inner, layout.inner, to + o * layout.inner);
       }
     }
-    return 0;
   }
 
   void states() {
@@ -347,18 +458,8 @@ class Forward {
     for (const Slot& slot : slots_) saved.push_back(engine_.states().save(slot, {}));
     for (int64_t e = 0; e < saved.front().entry_count(); ++e) {
       const StateEntry& entry = saved.front().declared(e);
-      // A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads, width] and
-      // [heads, time, width], left-aligned in the longest row's time.
-      const bool window = entry.kind == "conv";
-      const int64_t outer = entry.per_token() ? entry.shape[0] : window ? entry.shape[1] : 1;
-      const int64_t inner = entry.per_token() ? entry.shape[1] : window ? 1 : entry.shape.size();
-      const int64_t times = entry.per_token() ? inputs_.length : window ? entry.shape[0] : 1;
-      Shape shape(inputs_.batch, outer, times, inner);
-      if (window) shape = {inputs_.batch, outer, times};
-      if (!window && !entry.per_token()) {
-        shape.rank = entry.shape.rank + 1;
-        std::copy_n(entry.shape.dims, entry.shape.rank, shape.dims + 1);
-      }
+      // Tokens are left-aligned in the time of the longest row there could be.
+      const auto [outer, times, inner, shape] = layout_of(entry, begun_ + inputs_.length);
       float* target = outputs_.add(concat("state.", entry.layer, ".", entry.kind), shape).ptr<float>();
       for (const State& state : saved) {
         const auto* source = state.entry(e).ptr<float>();
@@ -392,6 +493,7 @@ class Forward {
   const Options& options_;
   const ModelConfig& config_;
   std::vector<Slot> slots_;
+  int64_t begun_ = 0;  // tokens that entries per token had at the beginning, in the longest row
   Outputs outputs_;
 };
 
@@ -399,6 +501,7 @@ void run(const Options& o) {
   if (!o.input) throw UsageError("--input: must name a safetensors file, got nothing");
   if (!o.output) throw UsageError("--output: must name the file to write, got nothing");
   Inputs inputs = read_inputs(*o.input);
+  require(inputs.states.empty() || !o.attentions, "forward: --attentions must go without state.* arrays, got both");
   const std::filesystem::path folder = o.model.folder();
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
@@ -413,7 +516,9 @@ Run prepare_forward(Flags& flags) {
   const auto o = std::make_shared<Options>();
   flags.text("--input", "IN", o->input,
              "safetensors: input_ids [B,L] int64, or inputs_embeds [B,L,d_model]; optional attention_mask [B,L] (0 = "
-             "padding), labels [B,L] (-100 ignored, shifted inside), step_ids [B,S] fed one by one afterwards");
+             "padding), labels [B,L] (-100 ignored; each position is scored on the label of the next unmasked one), step_ids [B,S] fed one by one afterwards; state.{i}.{kind} as --states writes them, to go on from, with "
+             "state_lengths [B] int64, how many tokens each row has read (default: as many as keys have room for, else "
+             "0)");
   flags.text("--output", "OUT", o->output,
              "safetensors, float32: logits [B,L,V] (zero at masked positions), last_hidden_state, loss, step_logits");
   o->model.add(flags);

@@ -198,7 +198,7 @@ void run(const Options& o) {
   }
   if (!prompt.text.empty()) {
     // In the middle of a sequence there is no beginning to mark.
-    prompt.ids = tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special && !o.load_state});
+    prompt.ids = tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special, .continues = o.load_state.has_value()});
   }
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
@@ -206,7 +206,7 @@ void run(const Options& o) {
   const int64_t sequences = o.beams ? 2 * *o.beams : o.best_of.value_or(o.sequences);
   Engine engine(*model, *threads, {.slots = sequences, .chunk = o.chunk, .batch = std::max(o.chunk, sequences)});
 
-  GenerateOptions options = o.sampling.for_model(config, model->config());
+  GenerateOptions options = o.sampling.for_model(config, model->config(), tokenizer ? &*tokenizer : nullptr);
   options.sequences = sequences;
   options.vocab_limit = drawable_ids(model->config(), tokenizer ? &*tokenizer : nullptr);
   options.initial = std::move(state);
@@ -270,7 +270,7 @@ Run prepare_generate(Flags& flags) {
              "Write the sequence's state to F after the last token; not with --num-return");
   flags.text("--load-state", "F", o->load_state,
              "Continue the sequence of this state; the prompt, which may then be empty, comes after it, without "
-             "special tokens");
+             "special tokens and without the space that some tokenizers put in front of a text");
   flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
   add_chunk(flags, o->chunk);
   flags.flag("--json", o->json, "Print one JSON object");

@@ -27,7 +27,8 @@ void SamplingOptions::check() const {
   }
 }
 
-GenerateOptions SamplingOptions::for_model(const GenerationConfig& config, const ModelConfig& model) const {
+GenerateOptions SamplingOptions::for_model(const GenerationConfig& config, const ModelConfig& model,
+                                           const Tokenizer* tokenizer) const {
   GenerateOptions options;
   SamplingParams& params = options.sampling;
   const auto choose = [](auto& value, const auto& flag, const auto& file) {
@@ -46,6 +47,10 @@ GenerateOptions SamplingOptions::for_model(const GenerationConfig& config, const
   if (!ignore_eos) {
     for (const int64_t id : config.eos_ids.value_or(model.eos_ids))
       options.stop_ids.push_back(static_cast<TokenId>(id));
+    // Raw state-spaces folders say nothing about ids.
+    if (options.stop_ids.empty() && tokenizer != nullptr) {
+      if (const auto id = tokenizer->end_of_text()) options.stop_ids.push_back(*id);
+    }
   }
   return options;
 }

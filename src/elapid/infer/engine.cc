@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace elapid {
 namespace {
@@ -58,6 +59,7 @@ void Engine::begin(std::span<const Input> inputs) {
     used = 1;
   }
   fed_.assign(inputs.size(), 0);
+  under_way_ = false;
 }
 
 // Takes the pieces of the next forward call; false when everything was fed.
@@ -75,7 +77,9 @@ bool Engine::next_pieces(std::span<const Input> inputs) {
     fed_[i] += count;
     total += count;
   }
-  return !pieces_.empty();
+  if (pieces_.empty()) return false;
+  if (std::exchange(under_way_, true) && options_.between) options_.between();
+  return true;
 }
 
 // Those of the forward call, one after another in the arena; empty where the inputs have ids.

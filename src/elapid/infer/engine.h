@@ -19,6 +19,9 @@ struct EngineOptions {
   int64_t chunk = 512;
   // Pieces of several sequences share a forward call while they hold at most this many tokens together. 0: `chunk`.
   int64_t batch = 0;
+  // Called before each forward call of a call but its first. What it throws ends the call; the slots have then consumed
+  // some of their tokens.
+  std::function<void()> between{};
 };
 
 // One sequence's part of a call.
@@ -85,6 +88,7 @@ class Engine {
   std::vector<int64_t> offsets_, slots_, past_, outputs_;
   // Of the whole call.
   std::vector<int64_t> fed_;  // tokens of each input that earlier forward calls took
+  bool under_way_ = false;
   std::vector<uint8_t> slot_used_;
   std::vector<float> logits_;
 };

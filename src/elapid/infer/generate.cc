@@ -157,6 +157,8 @@ void Run::draw(int64_t sequence, std::span<const float> logits) {
 }
 
 void Run::keep_states() {
+  // After a state without its ids, those of the whole sequence are not known: a state has all of them or none.
+  const bool all_known = !options_.initial || std::ssize(options_.initial->tokens()) == options_.initial->length();
   for (size_t s = 0; s < live_.size(); ++s) {
     Generation::Sequence& result = result_.sequences[s];
     std::vector<TokenId> tokens = known_;
@@ -165,6 +167,7 @@ void Run::keep_states() {
       tokens.insert(tokens.end(), result.ids.begin(), result.ids.end() - 1);
       pending = {&result.ids.back(), 1};
     }
+    if (!all_known) tokens.clear();
     result.state = engine_.states().save(live_[s].slot, tokens, pending);
   }
 }

@@ -37,6 +37,17 @@ class Run {
     return std::min(order.size(), begin + std::max<size_t>(1, free / 2));
   }
 
+  // How many ids of a shared context run once for all: as far as where the context alone would be cut, too, so that
+  // sharing changes no bit. Pieces are cut at multiples of the engine's chunk, scans at multiples of kCut from there;
+  // one token is not run as several are, so at least two are left of a piece.
+  [[nodiscard]] int64_t shared_ids(const std::vector<TokenId>& context) const {
+    constexpr int64_t kCut = 64;
+    const int64_t chunk = engine_.options().chunk, last = static_cast<int64_t>(context.size()) - 1;
+    const int64_t piece = last / chunk * chunk, within = (last - piece) / kCut * kCut;
+    const bool leaves_one = within > 0 && (piece + within == last || within + 1 == chunk);
+    return piece + within - (leaves_one ? kCut : 0);
+  }
+
   // Runs what several queries begin with once, and hands each its own copy of the state.
   void batch(Group queries) {
     std::vector<Slot> slots(queries.size()), bases;
@@ -45,10 +56,10 @@ class Run {
       const std::vector<TokenId>& context = queries_[queries[i]].context;
       size_t end = i + 1;
       while (end < queries.size() && queries_[queries[end]].context == context) ++end;
-      if (end - i > 1 && context.size() > 1) {
+      const int64_t length = shared_ids(context);
+      if (end - i > 1 && length > 0) {
         bases.push_back(engine_.states().acquire());
-        const auto length = static_cast<int64_t>(context.size()) - 1;
-        inputs.push_back({{context.data(), context.size() - 1}, bases.back().index(), length});
+        inputs.push_back({{context.data(), static_cast<size_t>(length)}, bases.back().index(), length});
         shared_.push_back({i, end});
       }
       i = end;
@@ -69,9 +80,9 @@ class Run {
       const Query& q = queries_[queries[i]];
       const bool forked = slots[i].index() != kNoSlot;
       if (!forked) slots[i] = engine_.states().acquire();
-      // What was fed already is all of the context but its last id; the continuation's last id is only predicted.
+      // The continuation's last id is only predicted.
       std::vector<TokenId>& ids =
-          tokens.emplace_back(forked ? q.context.end() - 1 : q.context.begin(), q.context.end());
+          tokens.emplace_back(q.context.begin() + (forked ? shared_ids(q.context) : 0), q.context.end());
       ids.insert(ids.end(), q.continuation.begin(), q.continuation.end() - 1);
     }
     for (size_t i = 0; i < queries.size(); ++i) {

@@ -20,8 +20,9 @@ struct Likelihood {
   bool greedy = true;         // every id of it is the likeliest at its place; of equals, the smallest id
 };
 
-// One for each query. Contexts that several queries share are computed once and their state forked; queries run in
-// ragged batches over the engine's free slots, at least two. progress(queries done) may be empty.
+// One for each query. Contexts that several queries share are computed once and their state forked, as far as that
+// changes no bit: what comes out does not depend on which queries share a call. Queries run in ragged batches over the
+// engine's free slots, at least two. progress(queries done) may be empty.
 std::vector<Likelihood> log_likelihoods(Engine& engine, std::span<const Query> queries,
                                         const std::function<void(int64_t)>& progress = {});
 

@@ -41,6 +41,8 @@ double log_normalizer(std::span<const float> logits, const char* what) {
   require(std::isfinite(top), what, ": logits must be finite, got ", top);
   double total = 0;
   for (const float logit : logits) total += std::exp(double{logit} - top);
+  // A NaN is never the maximum unless it comes first, but it is in the sum.
+  require(!std::isnan(total), what, ": logits must be finite, got ", total);
   return top + std::log(total);
 }
 

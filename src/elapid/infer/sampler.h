@@ -24,7 +24,7 @@ struct SamplingParams {
 };
 
 // log Σ exp(logits), summed in double: a logit less this is its id's log-likelihood. An Error when the largest logit is
-// not finite; `what` names who asks.
+// not finite or any is NaN; `what` names who asks.
 double log_normalizer(std::span<const float> logits, const char* what);
 
 // Draws with a counter-based generator: what comes out depends on the logits and (seed, stream, position) alone. Ties

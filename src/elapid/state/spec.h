@@ -7,7 +7,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace elapid {
@@ -27,11 +32,36 @@ struct StateEntry {
   bool operator==(const StateEntry& other) const = default;
 };
 
+// A text that is computed when it is first asked for, and not again. Copies share it; any thread may ask.
+class LazyText {
+ public:
+  LazyText() = default;
+  // What std::function takes.
+  template <class F>
+    requires std::is_invocable_r_v<std::string, F&>
+  LazyText(F compute) : shared_(std::make_shared<Shared>(std::move(compute))) {}
+
+  std::string operator()() const {
+    const std::lock_guard lock(shared_->mutex);
+    if (!shared_->text) shared_->text = shared_->compute();
+    return *shared_->text;
+  }
+
+ private:
+  struct Shared {
+    explicit Shared(std::function<std::string()> f) : compute(std::move(f)) {}
+    std::function<std::string()> compute;
+    std::mutex mutex;
+    std::optional<std::string> text;
+  };
+  std::shared_ptr<Shared> shared_;
+};
+
 struct StateSpec {
   std::vector<StateEntry> entries;
   // Identifies config and weights of the model, as hexadecimal text. Computed when a state meets a file, not before:
   // it reads all weights once.
-  std::function<std::string()> fingerprint;
+  LazyText fingerprint;
 
   // Bytes that one sequence needs whatever its length, and those that each of its tokens adds.
   [[nodiscard]] int64_t bytes_per_sequence() const { return bytes_of(StateExtent::fixed); }

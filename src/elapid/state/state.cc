@@ -128,7 +128,11 @@ State State::parse(Bytes bytes, const std::string& what) {
   data->tokens = ids_of(file, "tokens", what);
   data->pending = ids_of(file, "pending", what);
   const bool has_length = file.metadata().contains("length");
-  data->length = has_length ? length_of(meta("length"), what) : static_cast<int64_t>(data->tokens.size());
+  const auto consumed = static_cast<int64_t>(data->tokens.size());
+  data->length = has_length ? length_of(meta("length"), what) : consumed;
+  // Whoever saves a state may keep the ids to himself, but not some of them.
+  require(consumed == 0 || data->length == consumed, what, ": length must be that of tokens, ", consumed, ", got ",
+          data->length);
   std::set<std::string> per_token;
   if (file.metadata().contains("per_token")) per_token = names_in(meta("per_token"));
   struct Found {

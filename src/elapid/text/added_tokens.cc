@@ -85,8 +85,8 @@ AddedTokenSet::Match AddedTokenSet::find(std::string_view text, size_t from, boo
   return {};
 }
 
-void AddedTokenStage::begin(bool at_origin) {
-  at_origin_ = at_origin;
+void AddedTokenStage::begin(Origin origin) {
+  origin_ = origin;
   in_segment_ = piece_began_ = after_word_ = false;
   pending_ = search_ = 0;
 }
@@ -94,7 +94,7 @@ void AddedTokenStage::begin(bool at_origin) {
 void AddedTokenStage::emit(std::string_view text, bool ends) {
   if (!in_segment_) {
     if (text.empty()) return;
-    next().begin(at_origin_ && !piece_began_);
+    next().begin(piece_began_ ? Origin::behind : origin_);
   } else if (text.empty() && !ends) {
     return;
   }

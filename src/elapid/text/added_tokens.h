@@ -68,7 +68,7 @@ class AddedTokenStage final : public BufferedStage {
   AddedTokenStage(Stage& next, const AddedTokenSet& tokens, TokenOutput& output)
       : BufferedStage(&next), tokens_(&tokens), output_(&output) {}
 
-  void begin(bool at_origin) override;
+  void begin(Origin origin) override;
 
  private:
   size_t process(std::string_view text, bool last) override;
@@ -77,7 +77,7 @@ class AddedTokenStage final : public BufferedStage {
 
   const AddedTokenSet* tokens_;
   TokenOutput* output_;
-  bool at_origin_ = false;
+  Origin origin_ = Origin::behind;
   bool in_segment_ = false;
   bool piece_began_ = false;  // something of the piece was taken: what follows is not at the origin
   bool after_word_ = false;   // the text to be shown next follows a word character

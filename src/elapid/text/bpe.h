@@ -102,7 +102,7 @@ class Bpe {
 class BpeStage final : public Stage {
  public:
   BpeStage(const Bpe& bpe, TokenOutput& output) : Stage(nullptr), bpe_(&bpe), output_(&output) {}
-  void begin(bool) override {}
+  void begin(Origin) override {}
   void feed(std::string_view text, bool last) override;
   void finish() override {}
 

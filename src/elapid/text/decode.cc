@@ -15,7 +15,7 @@ namespace {
 class TokenStage : public Stage {
  public:
   explicit TokenStage(Stage& next) : Stage(&next) {}
-  void begin(bool) override {}
+  void begin(Origin) override {}
   void feed(std::string_view text, bool last) final {
     if (held_.empty() && last) {
       token(text);
@@ -30,7 +30,7 @@ class TokenStage : public Stage {
  protected:
   virtual void token(std::string_view text) = 0;
   void emit(std::string_view text) {
-    next().begin(false);
+    next().begin(Origin::behind);
     next().feed(text, true);
   }
 
@@ -44,7 +44,7 @@ class ByteLevelDecodeStage final : public TokenStage {
   explicit ByteLevelDecodeStage(Stage& next) : TokenStage(next) {}
   void finish() override {
     lossy_.finish(text_);
-    if (!begun_) next().begin(false);
+    if (!begun_) next().begin(Origin::behind);
     next().feed(text_, true);
     text_.clear();
     begun_ = false;
@@ -66,7 +66,7 @@ class ByteLevelDecodeStage final : public TokenStage {
     }
     lossy_.push(bytes_, text_);
     if (text_.empty()) return;
-    if (!begun_) next().begin(false);
+    if (!begun_) next().begin(Origin::behind);
     begun_ = true;
     next().feed(text_, false);
     text_.clear();
@@ -128,15 +128,15 @@ class ByteFallbackStage final : public TokenStage {
 class FuseStage final : public Stage {
  public:
   explicit FuseStage(Stage& next) : Stage(&next) {}
-  void begin(bool at_origin) override {
-    if (!begun_) next().begin(at_origin);
+  void begin(Origin origin) override {
+    if (!begun_) next().begin(origin);
     begun_ = true;
   }
   void feed(std::string_view text, bool) override {
     if (!text.empty()) next().feed(text, false);
   }
   void finish() override {
-    begin(false);
+    begin(Origin::behind);
     next().feed({}, true);
     begun_ = false;
     next().finish();
@@ -151,9 +151,9 @@ class StripTokenStage final : public BufferedStage {
  public:
   StripTokenStage(Stage& next, std::string content, int64_t start, int64_t stop)
       : BufferedStage(&next), content_(std::move(content)), start_(start), stop_(stop) {}
-  void begin(bool at_origin) override {
+  void begin(Origin origin) override {
     to_strip_ = start_;
-    Stage::begin(at_origin);
+    Stage::begin(origin);
   }
 
  private:
@@ -210,13 +210,13 @@ class MetaspaceDecodeStage final : public Stage {
 class SpacedStage final : public Stage {
  public:
   explicit SpacedStage(Stage& next) : Stage(&next) {}
-  void begin(bool at_origin) override {
+  void begin(Origin origin) override {
     if (!first_) {
-      next().begin(false);
+      next().begin(Origin::behind);
       next().feed(" ", true);
     }
     first_ = false;
-    next().begin(at_origin);
+    next().begin(origin);
   }
   void feed(std::string_view text, bool last) override { next().feed(text, last); }
   void finish() override {

@@ -77,9 +77,9 @@ class LowercaseStage final : public Stage {
 class PrependStage final : public Stage {
  public:
   PrependStage(Stage& next, std::string prefix) : Stage(&next), prefix_(std::move(prefix)) {}
-  void begin(bool at_origin) override {
-    fresh_ = true;
-    Stage::begin(at_origin);
+  void begin(Origin origin) override {
+    fresh_ = origin != Origin::continued;
+    Stage::begin(origin);
   }
   void feed(std::string_view text, bool last) override {
     if (fresh_ && !text.empty()) {
@@ -97,8 +97,8 @@ class PrependStage final : public Stage {
 class StripStage final : public BufferedStage {
  public:
   StripStage(Stage& next, bool left, bool right) : BufferedStage(&next), left_(left), right_(right) {}
-  void begin(bool at_origin) override {
-    at_origin_ = at_origin;
+  void begin(Origin origin) override {
+    origin_ = origin;
     begun_ = false;
     stripped_ = false;
   }
@@ -106,7 +106,7 @@ class StripStage final : public BufferedStage {
  private:
   size_t process(std::string_view text, bool last) override {
     size_t begin = 0;
-    while (left_ && !begun_ && begin < text.size()) {
+    while (left_ && origin_ != Origin::continued && !begun_ && begin < text.size()) {
       const unicode::Decoded code = unicode::decode(text.data() + begin);
       if (!unicode::is_space(code.code)) break;
       begin += static_cast<size_t>(code.length);
@@ -119,7 +119,7 @@ class StripStage final : public BufferedStage {
       end = character;
     }
     if (!begun_ && (end > begin || last)) {
-      next().begin(at_origin_ && !stripped_);
+      next().begin(stripped_ ? Origin::behind : origin_);
       begun_ = true;
     }
     if (begun_) next().feed(text.substr(begin, end - begin), last);
@@ -127,7 +127,7 @@ class StripStage final : public BufferedStage {
   }
 
   bool left_, right_;
-  bool at_origin_ = false;
+  Origin origin_ = Origin::behind;
   bool begun_ = false;
   bool stripped_ = false;
 };
@@ -136,10 +136,10 @@ class ReplaceStage final : public BufferedStage {
  public:
   ReplaceStage(Stage& next, std::shared_ptr<const Regex> regex, std::string content)
       : BufferedStage(&next), regex_(std::move(regex)), scanner_(*regex_), content_(std::move(content)) {}
-  void begin(bool at_origin) override {
+  void begin(Origin origin) override {
     scanner_.start();
     context_ = 0;
-    at_origin_ = at_origin;
+    origin_ = origin;
     begun_ = false;
   }
 
@@ -153,14 +153,14 @@ class ReplaceStage final : public BufferedStage {
       if (!begun_) {
         // What replaces several characters counts as standing where the last of them stood.
         const bool moved = event.match && !piece.empty() && (content_.empty() || unicode::last_character(piece) > 0);
-        next().begin(at_origin_ && !moved);
+        next().begin(moved ? Origin::behind : origin_);
         begun_ = true;
       }
       result_.append(event.match ? std::string_view(content_) : piece);
       require_bounded(result_);
       at = event.end;
     }
-    if (last && !begun_) next().begin(at_origin_);
+    if (last && !begun_) next().begin(origin_);
     if (last || !result_.empty()) next().feed(result_, last);
     context_ = scanner_.context(text, at);
     return at - context_;
@@ -171,7 +171,7 @@ class ReplaceStage final : public BufferedStage {
   std::string content_;
   std::string result_;
   size_t context_ = 0;
-  bool at_origin_ = false;
+  Origin origin_ = Origin::behind;
   bool begun_ = false;
 };
 

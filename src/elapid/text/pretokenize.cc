@@ -71,10 +71,10 @@ class SplitStage final : public BufferedStage {
   SplitStage(Stage& next, Scanner scanner, Behavior behavior, bool invert)
       : BufferedStage(&next), scanner_(std::move(scanner)), behavior_(behavior), invert_(invert) {}
 
-  void begin(bool at_origin) override {
+  void begin(Origin origin) override {
     scanner_.start();
     context_ = 0;
-    at_origin_ = at_origin;
+    origin_ = origin;
     state_ = State::fresh;
     continues_ = moved_ = handed_on_ = false;
   }
@@ -108,7 +108,7 @@ class SplitStage final : public BufferedStage {
 
   void hand_on(std::string_view text, bool ends) {
     if (text.empty() && !(ends && handed_on_)) return;
-    if (!handed_on_) next().begin(at_origin_ && first_);
+    if (!handed_on_) next().begin(first_ ? origin_ : Origin::behind);
     next().feed(text, ends);
     handed_on_ = true;
   }
@@ -119,7 +119,7 @@ class SplitStage final : public BufferedStage {
   State state_ = State::fresh;
   size_t context_ = 0;
   size_t word_begin_ = 0;
-  bool at_origin_ = false;
+  Origin origin_ = Origin::behind;
   bool first_ = false;      // the word begins where the piece began
   bool moved_ = false;      // the text shown does not begin where the piece began
   bool matched_ = false;    // the last event's kind
@@ -150,7 +150,7 @@ StageFactory split_by_character(std::function<bool(char32_t)> matches, Behavior 
 class Gpt2Stage final : public BufferedStage {
  public:
   explicit Gpt2Stage(Stage& next) : BufferedStage(&next) {}
-  void begin(bool at_origin) override { at_origin_ = at_origin; }
+  void begin(Origin origin) override { origin_ = origin; }
 
  private:
   size_t process(std::string_view text, bool last) override {
@@ -158,24 +158,24 @@ class Gpt2Stage final : public BufferedStage {
     while (at < text.size()) {
       const size_t length = match_gpt2(text.substr(at), last);
       if (length == 0) break;
-      next().begin(at_origin_);
+      next().begin(origin_);
       next().feed(text.substr(at, length), true);
-      at_origin_ = false;
+      origin_ = Origin::behind;
       at += length;
     }
     return at;
   }
 
-  bool at_origin_ = false;
+  Origin origin_ = Origin::behind;
 };
 
 // A space in front of every piece that does not begin with one.
 class PrefixSpaceStage final : public Stage {
  public:
   explicit PrefixSpaceStage(Stage& next) : Stage(&next) {}
-  void begin(bool at_origin) override {
-    fresh_ = true;
-    Stage::begin(at_origin);
+  void begin(Origin origin) override {
+    fresh_ = origin != Origin::continued;
+    Stage::begin(origin);
   }
   void feed(std::string_view text, bool last) override {
     if (fresh_ && !text.empty()) {
@@ -195,9 +195,10 @@ class MetaspaceStage final : public Stage {
  public:
   MetaspaceStage(Stage& next, std::string replacement, PrependScheme scheme)
       : Stage(&next), replacement_(std::move(replacement)), scheme_(scheme) {}
-  void begin(bool at_origin) override {
-    prepend_ = scheme_ == PrependScheme::always || (scheme_ == PrependScheme::first && at_origin);
-    Stage::begin(at_origin);
+  void begin(Origin origin) override {
+    prepend_ = (scheme_ == PrependScheme::always && origin != Origin::continued) ||
+               (scheme_ == PrependScheme::first && origin == Origin::text);
+    Stage::begin(origin);
   }
   void feed(std::string_view text, bool last) override {
     replaced_.clear();

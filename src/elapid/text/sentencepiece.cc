@@ -146,9 +146,9 @@ int byte_of(std::string_view text) {
 class SpacesStage final : public Stage {
  public:
   SpacesStage(Stage& next, bool adds_prefix) : Stage(&next), adds_prefix_(adds_prefix) {}
-  void begin(bool at_origin) override {
-    prefix_due_ = adds_prefix_ && at_origin;
-    Stage::begin(at_origin);
+  void begin(Origin origin) override {
+    prefix_due_ = adds_prefix_ && origin == Origin::text;
+    Stage::begin(origin);
   }
   void feed(std::string_view text, bool last) override {
     out_.clear();
@@ -172,7 +172,7 @@ class SpacesStage final : public Stage {
 class PiecesStage final : public Stage {
  public:
   PiecesStage(Stage& next, bool drops_prefix) : Stage(&next), drops_prefix_(drops_prefix) {}
-  void begin(bool /*at_origin*/) override {}
+  void begin(Origin) override {}
   void feed(std::string_view text, bool last) override {
     token_ += text;
     if (!last) return;
@@ -228,7 +228,7 @@ class PiecesStage final : public Stage {
   void emit() {
     if (out_.empty()) return;
     any_text_ = true;
-    next().begin(false);
+    next().begin(Origin::behind);
     next().feed(out_, true);
     out_.clear();
   }

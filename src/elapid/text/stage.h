@@ -8,6 +8,7 @@
 #include "elapid/core/error.h"
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -17,6 +18,10 @@
 
 namespace elapid {
 
+// Where a piece begins: with the first character of the original text, with that of a text which goes on from another
+// one and hence gets nothing in front, or behind it.
+enum class Origin : uint8_t { text, continued, behind };
+
 class Stage {
  public:
   explicit Stage(Stage* next) : next_(next) {}
@@ -24,8 +29,8 @@ class Stage {
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
 
-  // A piece begins; `at_origin`: with the first character of the original text.
-  virtual void begin(bool at_origin) { next_->begin(at_origin); }
+  // A piece begins.
+  virtual void begin(Origin origin) { next_->begin(origin); }
   // The piece goes on, in whole characters; `last`: and ends with this part.
   virtual void feed(std::string_view text, bool last) = 0;
   // There are no more pieces.
@@ -81,7 +86,7 @@ inline void require_bounded(std::string_view made) {
 class TextSink final : public Stage {
  public:
   TextSink() : Stage(nullptr) {}
-  void begin(bool) override {}
+  void begin(Origin) override {}
   void feed(std::string_view text, bool) override { text_.append(text); }
   void finish() override {}
 

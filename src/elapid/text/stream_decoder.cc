@@ -28,7 +28,7 @@ StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, std::vector<std::string
   impl_ = std::make_unique<Impl>(tokenizer, std::move(stop_strings));
   if (!continues) return;
   impl_->skip_first = true;
-  impl_->chain.front().begin(false);
+  impl_->chain.front().begin(Origin::behind);
   impl_->chain.front().feed("x", true);
 }
 StreamDecoder::StreamDecoder(StreamDecoder&&) noexcept = default;
@@ -38,7 +38,7 @@ StreamDecoder::~StreamDecoder() = default;
 std::string StreamDecoder::push(TokenId id) {
   const Tokenizer::Impl::Entry& entry = impl_->tokenizer->impl().entry(id);
   if (stopped_ || entry.skipped) return {};
-  impl_->chain.front().begin(false);
+  impl_->chain.front().begin(Origin::behind);
   impl_->chain.front().feed(entry.decoded, true);
   return release(false);
 }

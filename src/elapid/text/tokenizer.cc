@@ -23,9 +23,10 @@ constexpr int64_t kMaxFile = int64_t{1} << 28;
 class EncodeChain {
  public:
   EncodeChain(const Tokenizer::Impl& impl, const EncodeOptions& options)
-      : bpe_(*impl.bpe, output_), chain_(factories(impl, options, output_), bpe_) {}
+      : bpe_(*impl.bpe, output_), chain_(factories(impl, options, output_), bpe_) {
+    chain_.front().begin(options.continues ? Origin::continued : Origin::text);
+  }
 
-  void begin() { chain_.front().begin(true); }
   void feed(std::string_view text, bool last, std::vector<TokenId>& out) {
     output_.ids = &out;
     chain_.front().feed(text, last);
@@ -113,7 +114,7 @@ const Tokenizer::Impl::Entry& Tokenizer::Impl::entry(TokenId id) const {
 std::string Tokenizer::Impl::normalized(std::string_view text) const {
   TextSink sink;
   const Chain chain(normalizer, sink);
-  chain.front().begin(true);
+  chain.front().begin(Origin::text);
   chain.front().feed(text, true);
   return sink.take();
 }
@@ -193,6 +194,11 @@ void Tokenizer::Impl::read_template(const Json& json, const std::string& where) 
 
 void Tokenizer::Impl::configure(const Json& config, const std::string& where) {
   require(config.is_object(), where, ": must be an object, got ", config.type_name());
+  if (const auto eos_token = config.find("eos_token"); eos_token != config.end()) {
+    const Json& text = eos_token->is_object() ? eos_token->value("content", Json()) : *eos_token;
+    const auto found = text.is_string() ? ids.find(text.get<std::string>()) : ids.end();
+    if (found != ids.end()) named_eos = found->second;
+  }
   // transformers 5 replaces the post-processor once either flag is given, and leaves out a token that has no name.
   if (!has_field(config, "add_bos_token") && !has_field(config, "add_eos_token")) return;
   const auto named = [&](const char* flag, const char* key, const std::vector<TokenId>& own,
@@ -257,11 +263,11 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions opti
   require(valid == text.size(), "encode: the text must be valid UTF-8, got an invalid byte at offset ", valid);
   std::vector<TokenId> out;
   out.reserve(text.size() / 4 + 8);
-  if (options.add_special_tokens) append(out, impl_->prefix);
+  const bool special = options.add_special_tokens && !options.continues;
+  if (special) append(out, impl_->prefix);
   EncodeChain chain(*impl_, options);
-  chain.begin();
   chain.feed(text, true, out);
-  if (options.add_special_tokens) append(out, impl_->suffix);
+  if (special) append(out, impl_->suffix);
   return out;
 }
 
@@ -271,7 +277,7 @@ std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special_to
   for (const TokenId id : ids) {
     const Impl::Entry& entry = impl_->entry(id);
     if (skip_special_tokens && entry.skipped) continue;
-    chain.front().begin(false);
+    chain.front().begin(Origin::behind);
     chain.front().feed(entry.decoded, true);
   }
   chain.front().finish();
@@ -289,12 +295,19 @@ std::string_view Tokenizer::id_to_token(TokenId id) const { return impl_->entry(
 
 bool Tokenizer::is_special(TokenId id) const { return impl_->entry(id).special; }
 
+std::optional<TokenId> Tokenizer::end_of_text() const {
+  if (impl_->named_eos) return impl_->named_eos;
+  if (!impl_->eos.empty()) return impl_->eos.front();
+  const std::optional<TokenId> usual = token_to_id("<|endoftext|>");
+  return usual && is_special(*usual) ? usual : std::nullopt;
+}
+
 struct EncodeStream::Impl {
   Impl(const Tokenizer& tokenizer, EncodeOptions options)
-      : chain(tokenizer.impl(), options),
-        prefix(options.add_special_tokens ? tokenizer.impl().prefix : std::vector<TokenId>{}),
-        suffix(options.add_special_tokens ? tokenizer.impl().suffix : std::vector<TokenId>{}) {
-    chain.begin();
+      : chain(tokenizer.impl(), options) {
+    if (!options.add_special_tokens || options.continues) return;
+    prefix = tokenizer.impl().prefix;
+    suffix = tokenizer.impl().suffix;
   }
 
   // Checks and encodes whole characters; what is left is the beginning of one.

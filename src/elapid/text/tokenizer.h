@@ -25,6 +25,9 @@ struct EncodeOptions {
   // Of a SentencePiece model: a control token that the text spells is that token, as in a rendered chat template,
   // rather than the letters. A tokenizer.json says that itself.
   bool control_tokens = false;
+  // The text goes on from another one: nothing is put in front of it, neither special tokens nor the space that stands
+  // for the beginning of a text, and no special tokens behind it.
+  bool continues = false;
 };
 
 class Tokenizer {
@@ -57,6 +60,9 @@ class Tokenizer {
   [[nodiscard]] std::optional<TokenId> token_to_id(std::string_view token) const;
   [[nodiscard]] std::string_view id_to_token(TokenId id) const;  // as spelled in the file; an Error when unknown
   [[nodiscard]] bool is_special(TokenId id) const;
+  // What ends a text: the eos_token of tokenizer_config.json, else a SentencePiece model's, else the special token
+  // <|endoftext|>; nothing when there is none of them.
+  [[nodiscard]] std::optional<TokenId> end_of_text() const;
 
   struct Impl;
   [[nodiscard]] const Impl& impl() const { return *impl_; }

@@ -27,7 +27,7 @@ struct Tokenizer::Impl {
 
   Impl(const Json& json, const std::string& what);
   Impl(const SentencePieceModel& model, const std::string& what);
-  // add_bos_token and add_eos_token of a tokenizer_config.json.
+  // add_bos_token, add_eos_token and eos_token of a tokenizer_config.json.
   void configure(const Json& config, const std::string& what);
 
   // The known entry of an id; an Error otherwise.
@@ -42,6 +42,7 @@ struct Tokenizer::Impl {
   std::optional<Bpe> bpe;
   std::vector<TokenId> prefix, suffix;  // what the post-processor adds
   std::vector<TokenId> bos, eos;        // of a SentencePiece model, where the configuration names none
+  std::optional<TokenId> named_eos;     // the configuration's
   std::vector<Entry> entries;           // by id
   std::unordered_map<std::string, TokenId> ids;
 

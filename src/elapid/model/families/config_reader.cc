@@ -1,6 +1,7 @@
 #include "elapid/model/families/config_reader.h"
 
 #include "elapid/core/error.h"
+#include "elapid/core/token.h"
 
 #include <array>
 #include <cmath>
@@ -167,13 +168,12 @@ std::string ConfigReader::text(const std::string& key, const std::string& otherw
   return v.get<std::string>();
 }
 
-std::vector<int64_t> ConfigReader::integers(const std::string& key) {
+std::vector<int64_t> ConfigReader::integers(const std::string& key, int64_t minimum, int64_t maximum) {
   const Json& v = value(key);
   std::vector<int64_t> all;
   if (v.is_null()) return all;
   for (const Json& one : v.is_array() ? v : Json::array({v})) {
-    all.push_back(
-        json_integer(one, name_of_key(key), std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()));
+    all.push_back(json_integer(one, name_of_key(key), minimum, maximum));
   }
   return all;
 }
@@ -189,7 +189,9 @@ void ConfigReader::finish_part() {
 }
 
 void ConfigReader::finish(ModelConfig& config) {
-  config.eos_ids = integers("eos_token_id");
+  // Some write -1 for none.
+  config.eos_ids = integers("eos_token_id", -1, std::numeric_limits<TokenId>::max());
+  std::erase(config.eos_ids, -1);
   config.tokens = integer(kTokens, config.tokens, 1, config.vocab);
   // transformers 5 writes dtype, earlier releases torch_dtype.
   const std::string legacy = text("torch_dtype", std::string(kAbsent)), dtype = text("dtype", legacy);

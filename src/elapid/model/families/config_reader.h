@@ -32,7 +32,8 @@ class ConfigReader {
   bool boolean(const std::string& key, bool otherwise);
   std::string text(const std::string& key, const std::string& otherwise);
   // A list of integers, or one integer; empty when absent.
-  std::vector<int64_t> integers(const std::string& key);
+  std::vector<int64_t> integers(const std::string& key, int64_t minimum = std::numeric_limits<int64_t>::min(),
+                                int64_t maximum = std::numeric_limits<int64_t>::max());
   // The value itself, null when absent.
   const Json& value(const std::string& key);
   // The key exists but does not change what is computed.
