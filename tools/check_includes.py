@@ -42,7 +42,7 @@ SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
 
 
 def is_cpu_kernel(path):
-    return path.stem.endswith("_cpu")
+    return path.stem.endswith(("_cpu", "_amx"))
 
 
 def may_use_cuda(path, layer):
@@ -52,7 +52,7 @@ def may_use_cuda(path, layer):
 def violation(path, layer, quoted, name):
     """What is wrong with `path` including `name`, or None."""
     if INTRINSICS.fullmatch(name) and layer != "cpu" and not is_cpu_kernel(path):
-        return "intrinsics belong to cpu/ and *_cpu.cc"
+        return "intrinsics belong to cpu/, *_cpu.cc and *_amx.cc"
     if not quoted:
         if CUDA.match(name) and not may_use_cuda(path, layer):
             return "CUDA headers belong to cuda/, *.cu and core/device_cuda.cc"
@@ -63,7 +63,7 @@ def violation(path, layer, quoted, name):
         return "project includes start at src/: elapid/<layer>/<file>"
     target = name.split("/")[1]
     if target == "cpu" and layer == "ops":
-        return None if is_cpu_kernel(path) else "only *_cpu.cc may include cpu/"
+        return None if is_cpu_kernel(path) else "only *_cpu.cc and *_amx.cc may include cpu/"
     if target == "cuda" and layer in {"ops", "core"}:
         return None if may_use_cuda(path, layer) else "only *.cu may include cuda/"
     if target != layer and target not in BELOW[layer]:

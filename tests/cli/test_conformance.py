@@ -109,7 +109,7 @@ class Conformance(unittest.TestCase):
             return
         prompt = case.want["greedy.input_ids"].row(0)
         want = case.want["greedy.output_ids"].row(0)[len(prompt):]
-        done = run("generate", "--model", case.folder, "--prompt-ids", " ".join(map(str, prompt)), "--greedy",
+        done = run("generate", "--model", case.folder, "--prompt-ids", " ".join(map(str, prompt)), "--greedy", "--dtype", "f32",
                    "--ignore-eos", "--max-new-tokens", len(want), "--json")
         self.assertEqual(done.returncode, 0, done.stderr)
         got = json.loads(done.stdout)["ids"]

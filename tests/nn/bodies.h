@@ -20,7 +20,7 @@ class Weights {
   template <class Body>
   Weights(Workbench& bench, Body& body, DType dtype) {
     body.visit("", [&](const ParameterInfo& info) {
-      const bool matrix = info.role == Role::matrix;
+      const bool matrix = info.role == Role::matrix || info.role == Role::router;
       Shape shape = info.shape;
       Range range{-0.5, 0.5};
       if (matrix) {

@@ -36,7 +36,7 @@ std::vector<TokenId> streamed(const Tokenizer& tokenizer, std::string_view text,
 
 class SentencePiece : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Models, SentencePiece, testing::Values("bytes", "unknown"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& model) { return std::string(model.param); });
 
 TEST_P(SentencePiece, EncodesAsThePackage) {
   const Tokenizer tokenizer = load(GetParam());

@@ -345,8 +345,8 @@ class Forward {
         }
         const auto* attention = std::get_if<AttentionConfig>(&use.config);
         if (options_.attentions && attention != nullptr && !attentions[block.layer]) {
-          attentions[block.layer] = outputs_.add(concat("attentions.", block.layer),
-                                                 {inputs_.batch, attention->heads, length, length});
+          attentions[block.layer] =
+              outputs_.add(concat("attentions.", block.layer), {inputs_.batch, attention->heads, length, length});
         }
       }
     }
@@ -381,9 +381,9 @@ class Forward {
     *outputs_.add("loss", {}).ptr<float>() = static_cast<float>(loss.sum / static_cast<double>(loss.count));
   }
 
-  // How files hold an entry of all rows: [batch, outer, times, inner], where the engine has [times, outer, inner] of each
-  // row. A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads, width] and
-  // [heads, time, width].
+  // How files hold an entry of all rows: [batch, outer, times, inner], where the engine has [times, outer, inner] of
+  // each row. A window is [time, channels] inside and [channels, time] outside; tokens' entries are [time, heads,
+  // width] and [heads, time, width].
   struct Layout {
     int64_t outer = 1, times = 1, inner = 1;
     Shape shape;
@@ -436,8 +436,8 @@ class Forward {
   void begin_entry(const StateEntry& entry, const Tensor& memory, int64_t r, int64_t tokens) {
     const Layout layout = layout_of(entry, tokens);
     const int64_t slot = slots_[static_cast<size_t>(r)].index(), width = layout.outer * layout.inner;
-    const float* from = inputs_.states.at(concat("state.", entry.layer, ".", entry.kind)).values.data() +
-                        r * layout.times * width;
+    const float* from =
+        inputs_.states.at(concat("state.", entry.layer, ".", entry.kind)).values.data() + r * layout.times * width;
     const int64_t times = entry.per_token() ? inputs_.state_lengths[static_cast<size_t>(r)] : layout.times;
     for (int64_t t = 0; t < times; ++t) {
       float* to = nullptr;
@@ -516,7 +516,8 @@ Run prepare_forward(Flags& flags) {
   const auto o = std::make_shared<Options>();
   flags.text("--input", "IN", o->input,
              "safetensors: input_ids [B,L] int64, or inputs_embeds [B,L,d_model]; optional attention_mask [B,L] (0 = "
-             "padding), labels [B,L] (-100 ignored; each position is scored on the label of the next unmasked one), step_ids [B,S] fed one by one afterwards; state.{i}.{kind} as --states writes them, to go on from, with "
+             "padding), labels [B,L] (-100 ignored; each position is scored on the label of the next unmasked one), "
+             "step_ids [B,S] fed one by one afterwards; state.{i}.{kind} as --states writes them, to go on from, with "
              "state_lengths [B] int64, how many tokens each row has read (default: as many as keys have room for, else "
              "0)");
   flags.text("--output", "OUT", o->output,

@@ -198,7 +198,8 @@ void run(const Options& o) {
   }
   if (!prompt.text.empty()) {
     // In the middle of a sequence there is no beginning to mark.
-    prompt.ids = tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special, .continues = o.load_state.has_value()});
+    prompt.ids =
+        tokenizer->encode(prompt.text, {.add_special_tokens = !o.no_special, .continues = o.load_state.has_value()});
   }
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);

@@ -26,8 +26,8 @@ struct SamplingOptions {
   void check() const;
   // Whether a flag says how to draw.
   [[nodiscard]] bool draws() const { return temperature || top_k || top_p || min_p || repetition_penalty; }
-  // Flags, else the checkpoint's generation_config.json, else the defaults: sampling, length and stop ids. Where neither
-  // that file nor config.json names an end of sequence, the tokenizer's, where there is one.
+  // Flags, else the checkpoint's generation_config.json, else the defaults: sampling, length and stop ids. Where
+  // neither that file nor config.json names an end of sequence, the tokenizer's, where there is one.
   [[nodiscard]] GenerateOptions for_model(const GenerationConfig& config, const ModelConfig& model,
                                           const Tokenizer* tokenizer) const;
 };

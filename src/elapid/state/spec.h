@@ -38,8 +38,8 @@ class LazyText {
   LazyText() = default;
   // What std::function takes.
   template <class F>
-    requires std::is_invocable_r_v<std::string, F&>
-  LazyText(F compute) : shared_(std::make_shared<Shared>(std::move(compute))) {}
+  requires std::is_invocable_r_v<std::string, F&> LazyText(F compute)
+      : shared_(std::make_shared<Shared>(std::move(compute))) {}
 
   std::string operator()() const {
     const std::lock_guard lock(shared_->mutex);

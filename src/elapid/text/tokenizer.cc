@@ -303,8 +303,7 @@ std::optional<TokenId> Tokenizer::end_of_text() const {
 }
 
 struct EncodeStream::Impl {
-  Impl(const Tokenizer& tokenizer, EncodeOptions options)
-      : chain(tokenizer.impl(), options) {
+  Impl(const Tokenizer& tokenizer, EncodeOptions options) : chain(tokenizer.impl(), options) {
     if (!options.add_special_tokens || options.continues) return;
     prefix = tokenizer.impl().prefix;
     suffix = tokenizer.impl().suffix;
