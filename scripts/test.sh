@@ -5,7 +5,8 @@
 #
 #   --fast    the release build's tests alone
 #   --fuzz    also each fuzz target for 60 seconds
-#   --sweep   also what takes long: every test under the address sanitizer
+#   --sweep   also what takes gigabytes and hours: prompts of two million tokens, tensors of more than 2^31 elements, and
+#             every test under the address sanitizer
 #   --dev     also the comparisons with Python packages from PyPI, in build/venv
 #
 # Ends with "N passed, N failed" on a line of its own: tests over all runs, a step that broke counting as one failure.
@@ -77,7 +78,9 @@ has_cpu_flags() {
   for flag in "$@"; do grep -qwm1 "$flag" /proc/cpuinfo || return 1; done
 }
 
-if step "release build" scripts/build.sh release -DELAPID_TESTS=ON; then
+large=OFF
+! ((sweep)) || large=ON
+if step "release build" scripts/build.sh release -DELAPID_TESTS=ON -DELAPID_SWEEP=$large; then
   run_tests "release tests" release
 fi
 
