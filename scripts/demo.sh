@@ -26,6 +26,7 @@ fallback() {
   done
   options+=("$1" "$2")
 }
+fallback --dtype f32  # the same story on every machine with fused multiply-add
 fallback --seed 2
 fallback --temperature 0.7
 fallback --repetition-penalty 1.1

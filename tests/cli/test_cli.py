@@ -319,7 +319,7 @@ class BadInput(CliTest):
                 "--chunk": ["0", "-5"],
                 "--threads": ["0", "-1", "100000"],
                 "--device": ["tpu", "", "cuda", "cuda:0"],
-                "--dtype": ["f64", "int8", "int4"],
+                "--dtype": ["f64", "int3", "F32"],
                 "--stop": [""]}.items():
             for value in values:
                 with self.subTest(flag=flag, value=value):
@@ -1012,14 +1012,17 @@ class Score(CliTest):
         self.assertGreater(got["tok_s"], 0)
         self.assertGreater(got["peak_rss_mib"], 1)
 
-    def test_bf16_products_cost_little(self):
-        """And are what a bf16 checkpoint gets unless another type is asked for."""
+    def test_types_of_weights(self):
+        """bf16 is what a bf16 checkpoint gets unless another type is asked for."""
         text = HOUND.read_bytes()[:6000].rsplit(b" ", 1)[0]
         nll = {dtype: self.json("score", "--model", STORYTELLER, "--dtype", dtype, stdin=text)["nll_mean"]
-               for dtype in ("f32", "bf16", "auto")}
+               for dtype in ("f32", "bf16", "auto", "int8", "int4")}
         self.assertEqual(nll["auto"], nll["bf16"])
         self.assertNotEqual(nll["f32"], nll["bf16"])
         self.assertAlmostEqual(nll["f32"], nll["bf16"], delta=2e-3)
+        self.assertAlmostEqual(nll["f32"], nll["int8"], delta=4e-3)
+        self.assertAlmostEqual(nll["f32"], nll["int4"], delta=0.1)
+        self.assertEqual(len(set(nll.values())), 4)
 
     def test_ways_to_give_a_text(self):
         text = HOUND.read_bytes()[:1500].rsplit(b" ", 1)[0]

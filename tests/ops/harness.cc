@@ -282,6 +282,7 @@ Share share_of(const Tensor& actual, const reference::Expected& expected) {
 void check_operation(Workbench& bench, const Operation& operation, std::map<Isa, Share>& worst) {
   std::vector<Bits> fused;  // of the first level with fused multiply-add: the others must agree
   for_each_isa([&](Isa isa) {
+    if (operation.runs_at && !operation.runs_at(isa)) return;
     std::vector<Bits> single;
     for (const int count : kThreadCounts) {
       SCOPED_TRACE(concat(count, " threads"));

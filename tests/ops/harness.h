@@ -92,6 +92,7 @@ struct Operation {
   std::function<std::vector<Tensor>(Context&)> run;  // outputs, and operands that were updated in place
   std::vector<reference::Expected> expected;         // of each of them
   bool tiled = false;  // has a form for AMX tiles, which add in another order: the bits differ at that level
+  std::function<bool(Isa)> runs_at{};  // levels to run at; empty: all
 };
 
 // A worst share below this, over all cases of an operator, says that its tolerance is too loose to test anything.

@@ -100,8 +100,8 @@ void run(const Options& o) {
   const double step_bytes = static_cast<double>(weights.bytes_per_token) +
                             2.0 * static_cast<double>(model->state_spec()->bytes_per_sequence() * o.batch);
   const double of_bandwidth = step_bytes / step / (ceilings.read_gb_s * 1e9);
-  const double of_compute =
-      2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (ceilings.tflops * 1e12);
+  const double tflops = weights.precision == Precision::f32 ? ceilings.tflops : ceilings.bf16_tflops;
+  const double of_compute = 2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (tflops * 1e12);
   const OrderedJson json = {{"model", name},
                             {"device", "cpu"},
                             {"dtype", name_of(weights.precision)},
@@ -117,16 +117,16 @@ void run(const Options& o) {
                             {"weight_bytes_per_token", weights.bytes_per_token},
                             {"ceiling_gb_s", ceilings.read_gb_s},
                             {"of_bandwidth", of_bandwidth},
-                            {"ceiling_tflops", ceilings.tflops},
+                            {"ceiling_tflops", tflops},
                             {"of_compute", of_compute}};
   if (o.json) return print_json(json);
-  print(concat(name, ": f32 arithmetic, ", threads->size(), " threads, ", o.batch, " sequences, median of ", o.repeat,
-               "\nprefill  ", format("%10.1f", prefill_rate), " tok/s  ", format("%5.1f", of_compute * 100), "% of ",
-               format("%.3f", ceilings.tflops), " TFLOP/s   (", o.prompt, " tokens a sequence)\ndecode   ",
-               format("%10.1f", static_cast<double>(o.batch) / step), " tok/s  ", format("%5.1f", of_bandwidth * 100),
-               "% of ", format("%.1f", ceilings.read_gb_s), " GB/s      (", o.gen, " steps, ",
-               format("%.3f", step * 1e3), " ms each)\nload     ", format("%10.2f", load_seconds), " s\npeak     ",
-               format("%10.1f", peak), " MiB\n"));
+  print(concat(name, ": ", name_of(weights.precision), " arithmetic, ", threads->size(), " threads, ", o.batch,
+               " sequences, median of ", o.repeat, "\nprefill  ", format("%10.1f", prefill_rate), " tok/s  ",
+               format("%5.1f", of_compute * 100), "% of ", format("%.3f", tflops), " TFLOP/s   (", o.prompt,
+               " tokens a sequence)\ndecode   ", format("%10.1f", static_cast<double>(o.batch) / step), " tok/s  ",
+               format("%5.1f", of_bandwidth * 100), "% of ", format("%.1f", ceilings.read_gb_s), " GB/s      (", o.gen,
+               " steps, ", format("%.3f", step * 1e3), " ms each)\nload     ", format("%10.2f", load_seconds),
+               " s\npeak     ", format("%10.1f", peak), " MiB\n"));
 }
 
 }  // namespace

@@ -23,11 +23,8 @@ void check_device(const std::string& device) {
 
 std::optional<Precision> parse_precision(const std::string& dtype) {
   if (dtype == "auto") return {};
-  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::int8, Precision::int4}) {
     if (dtype == name_of(precision)) return precision;
-  }
-  for (const std::string_view known : {"int8", "int4"}) {
-    if (dtype == known) throw UsageError(concat("--dtype: must be auto, f32 or bf16 in this version, got ", dtype));
   }
   throw UsageError(concat("--dtype: must be auto, f32, bf16, int8 or int4, got ", dtype));
 }
@@ -54,7 +51,9 @@ void ModelOptions::add(Flags& flags) {
   flags.option(
       "--dtype", "T", [this](const std::string& text) { precision = parse_precision(text); },
       "f32: float32 arithmetic over the weights as stored | bf16: bf16 products, float32 sums, states and norms | "
-      "auto: bf16 where the checkpoint is bf16 or f16, else f32 (default: auto)");
+      "int8, "
+      "int4: that, with weights rounded to 8 or 4 bits while loading | auto: bf16 where the checkpoint is bf16 or f16, "
+      "else f32 (default: auto)");
   flags.option(
       "--gated-norm", "NORM",
       [this](const std::string& text) {

@@ -12,6 +12,8 @@ namespace elapid {
 enum class Packing : uint8_t {
   rows,   // as in the checkpoint: [out, in], dense, possibly unaligned
   tiles,  // as ops/matmul wants it, see pack_weight() there; shape stays [out, in]
+  int8,   // quantized, see ops/matmul/quantized.h; likewise, dtype u8
+  int4,
 };
 
 // What the operands of a product are rounded to, inputs and weights; sums are float32 either way.

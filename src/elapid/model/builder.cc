@@ -1,7 +1,7 @@
 #include "elapid/model/builder.h"
 
 #include "elapid/core/error.h"
-#include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/matmul/quantized.h"
 
 #include <algorithm>
 #include <cmath>
@@ -51,7 +51,15 @@ DType dtype_of(const ParameterInfo& info, const ModelBuilder::Source& source) {
   return dtype;
 }
 
-DType packed_dtype(Precision precision, DType stored) { return precision == Precision::bf16 ? DType::bf16 : stored; }
+Packing packing_of(Precision precision) {
+  return precision == Precision::int8 ? Packing::int8 : precision == Precision::int4 ? Packing::int4 : Packing::tiles;
+}
+
+int64_t bytes_in(Precision precision, Shape shape, DType stored) {
+  const Packing packing = packing_of(precision);
+  if (is_quantized(packing)) return quantized_bytes(shape, packing);
+  return packed_bytes(shape, precision == Precision::bf16 ? DType::bf16 : stored);
+}
 
 }  // namespace
 
@@ -69,12 +77,17 @@ void* ModelBuilder::take(int64_t bytes) {
 
 Precision ModelBuilder::precision_of(const ParameterInfo& info, DType stored) const {
   if (info.role == Role::router) return Precision::f32;
-  return precision_.value_or(stored == DType::f32 ? Precision::f32 : Precision::bf16);
+  const Precision asked = precision_.value_or(stored == DType::f32 ? Precision::f32 : Precision::bf16);
+  if (asked <= Precision::bf16) return asked;
+  // Small ones save nothing, and what follows from Mamba-1's dt_rank is sensitive.
+  if (info.shape[1] < 2 * kQuantGroup) return Precision::bf16;
+  const bool is_head = info.role == Role::table || info.param == &model_->head_;
+  return is_head ? Precision::int8 : asked;
 }
 
 int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source) const {
   const DType dtype = dtype_of(info, source);
-  const int64_t packed = aligned(packed_bytes(info.shape, packed_dtype(precision_of(info, dtype), dtype)));
+  const int64_t packed = aligned(bytes_in(precision_of(info, dtype), info.shape, dtype));
   switch (info.role) {
     case Role::matrix:
     case Role::router: return packed;
@@ -126,10 +139,12 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     std::vector<Tensor> rows;
     for (const Part& part : source.parts) rows.push_back(part.rows);
     const Precision precision = precision_of(info, rows.front().dtype);
-    const DType dtype = packed_dtype(precision, rows.front().dtype);
-    const int64_t bytes = packed_bytes(info.shape, dtype);
-    to.value = pack_weight(threads_, rows, dtype, take(bytes));
-    to.packing = Packing::tiles;
+    const DType stored = rows.front().dtype;
+    const int64_t bytes = bytes_in(precision, info.shape, stored);
+    to.packing = packing_of(precision);
+    to.value = is_quantized(to.packing)
+                   ? pack_quantized(threads_, rows, to.packing, take(bytes))
+                   : pack_weight(threads_, rows, precision == Precision::bf16 ? DType::bf16 : stored, take(bytes));
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);

@@ -40,7 +40,7 @@ class ModelBuilder {
   std::unique_ptr<Model> finish(std::function<std::string()> fingerprint);
 
  private:
-  // What the matrix of a parameter is held in.
+  // What the matrix of a parameter, or the head that is packed from a table, is held in.
   [[nodiscard]] Precision precision_of(const ParameterInfo& info, DType stored) const;
   [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);

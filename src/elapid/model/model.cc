@@ -12,6 +12,8 @@ std::string_view name_of(Precision precision) {
   switch (precision) {
     case Precision::f32: return "f32";
     case Precision::bf16: return "bf16";
+    case Precision::int8: return "int8";
+    case Precision::int4: return "int4";
   }
   return "?";
 }

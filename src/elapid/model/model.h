@@ -18,6 +18,8 @@ namespace elapid {
 enum class Precision : uint8_t {
   f32,   // as stored, float32 arithmetic
   bf16,  // bf16 weights and inputs, float32 sums
+  int8,  // bf16 inputs, weights as in ops/matmul/quantized.h; matrices of few inputs stay bf16
+  int4,  // likewise; the head is int8
 };
 std::string_view name_of(Precision precision);
 

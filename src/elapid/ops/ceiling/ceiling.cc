@@ -37,6 +37,16 @@ Ceilings measure_ceilings(Context& ctx, double seconds) {
     best.tflops = std::max(best.tflops, operations / s * 1e-12);
     spent += s;
   }
+  best.bf16_tflops = best.tflops;
+  if (active_isa() != Isa::amx) return best;
+  best.bf16_tflops = 0;
+  const int64_t tile_rounds = 100000;
+  for (double spent = 0; spent < seconds;) {
+    const double s = seconds_of([&] { run(Amx{ctx.threads}, MultiplyTiles{sums, tile_rounds}); });
+    const double operations = static_cast<double>(tile_rounds * kMultiplyTilesFlops) * ctx.threads.size();
+    best.bf16_tflops = std::max(best.bf16_tflops, operations / s * 1e-12);
+    spent += s;
+  }
   return best;
 }
 

@@ -7,8 +7,9 @@
 namespace elapid {
 
 struct Ceilings {
-  double read_gb_s = 0;  // streaming reads of memory far larger than the caches, all threads
-  double tflops = 0;     // float32 multiply-adds in registers, all threads, two operations each
+  double read_gb_s = 0;    // streaming reads of memory far larger than the caches, all threads
+  double tflops = 0;       // float32 multiply-adds in registers, all threads, two operations each
+  double bf16_tflops = 0;  // bf16 products with float32 sums, likewise: in AMX tiles where there are any, else tflops
 };
 
 // Takes about `seconds` for each figure; keeps the best of several rounds.
@@ -30,6 +31,16 @@ struct MultiplyAdd {
 ELAPID_KERNEL(MultiplyAdd)
 
 inline constexpr int64_t kMultiplyAddFlops = 2 * 16 * 12 * 1024;
+
+// As MultiplyAdd, in AMX tiles that were loaded from memory: tiles that never were (after TILEZERO or LDTILECFG)
+// multiply more than twice as fast on some processors, which no product of real operands reaches.
+struct MultiplyTiles {
+  Tensor sums;     // [threads] f32
+  int64_t rounds;  // kMultiplyTilesFlops operations each, on every thread
+};
+ELAPID_AMX_KERNEL(MultiplyTiles)
+
+inline constexpr int64_t kMultiplyTilesFlops = 4 * 2 * 16 * 16 * 32;
 
 struct Exponentials {
   Tensor sums;     // [threads] f32

@@ -1,5 +1,7 @@
 #include "elapid/ops/matmul/grouped_matmul.h"
 
+#include "elapid/ops/matmul/quantized.h"
+
 namespace elapid {
 
 Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weights, const Tensor& offsets) {
@@ -9,11 +11,12 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
   const int64_t out = first.shape[0], in = first.shape[1];
   require(in >= 1, "grouped_matmul: ", weights.front().name, " must have at least one input, got ", in);
   for (const Param& w : weights) {
-    require(w.packing == Packing::tiles, "grouped_matmul: ", w.name, " must be packed");
-    require(w.value.shape == first.shape && w.value.dtype == first.dtype && w.arithmetic == weights.front().arithmetic,
+    require(w.packing == Packing::tiles || is_quantized(w.packing), "grouped_matmul: ", w.name, " must be packed");
+    require(w.value.shape == first.shape && w.value.dtype == first.dtype &&
+                w.arithmetic == weights.front().arithmetic && w.packing == weights.front().packing,
             "grouped_matmul: ", w.name, " must be ", name_of(first.dtype), " [", out, ", ", in,
             "] as the first group's, got ", name_of(w.value.dtype), " [", w.value.shape[0], ", ", w.value.shape[1],
-            w.arithmetic == weights.front().arithmetic ? "]" : "] in other arithmetic");
+            w.value.shape == first.shape && w.value.dtype == first.dtype ? "] in other arithmetic" : "]");
   }
   require(x.dtype == DType::f32 && x.shape.rank == 2 && x.cols() == in, "grouped_matmul: x must be an f32 matrix with ",
           in, " columns, got ", name_of(x.dtype), " with ", x.cols());
@@ -27,6 +30,13 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
   }
   const Tensor y = ctx.arena.alloc({x.rows(), out}, DType::f32);
   const Arena::Scope scope(ctx.arena);
+  if (is_quantized(weights.front().packing)) {
+    for (int64_t g = 0; g < groups; ++g) {
+      if (at[g] == at[g + 1]) continue;
+      matmul(ctx, x.slice(at[g], at[g + 1]), weights[static_cast<size_t>(g)], {.out = y.slice(at[g], at[g + 1])});
+    }
+    return y;
+  }
   const Tensor first_task = ctx.arena.alloc({groups + 1}, DType::i64);
   launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task, room_to_round(ctx, x, weights.front())});
   return y;

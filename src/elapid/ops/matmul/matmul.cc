@@ -1,31 +1,17 @@
 #include "elapid/ops/matmul/matmul.h"
 
+#include "elapid/ops/matmul/quantized.h"
+
 #include <algorithm>
 #include <cstring>
 
 namespace elapid {
 namespace {
 
-// The address of every row, over all parts.
-class Rows {
- public:
-  explicit Rows(std::span<const Tensor> parts) : parts_(parts) {}
-
-  [[nodiscard]] const char* operator[](int64_t row) const {
-    size_t i = 0;
-    for (; row >= parts_[i].shape[0]; ++i) row -= parts_[i].shape[0];
-    const Tensor& part = parts_[i];
-    return static_cast<const char*>(part.data) + row * part.row_stride() * size_of(part.dtype);
-  }
-
- private:
-  std::span<const Tensor> parts_;
-};
-
 // Moves rows in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u
 // of row r of a block goes to [u][r]: written in order, read as sixteen streams.
 template <class Unit>
-void pack(ThreadPool& threads, const Rows& rows, Shape shape, DType dtype, Unit* packed) {
+void pack(ThreadPool& threads, const WeightRows& rows, Shape shape, DType dtype, Unit* packed) {
   const int64_t out = shape[0], row_bytes = shape[1] * size_of(dtype);
   const int64_t unit = sizeof(Unit), whole = row_bytes / unit, rest = row_bytes % unit;
   const int64_t units = packed_depth(shape[1]) * size_of(dtype) / unit;
@@ -50,7 +36,7 @@ void pack(ThreadPool& threads, const Rows& rows, Shape shape, DType dtype, Unit*
 
 // The same for weights that are rounded on the way.
 template <class T>
-void pack_rounded(ThreadPool& threads, const Rows& rows, Shape shape, BFloat16* packed) {
+void pack_rounded(ThreadPool& threads, const WeightRows& rows, Shape shape, BFloat16* packed) {
   const int64_t out = shape[0], in = shape[1], depth = packed_depth(in);
   parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t block = begin; block < end; ++block) {
@@ -70,47 +56,60 @@ void pack_rounded(ThreadPool& threads, const Rows& rows, Shape shape, BFloat16* 
 
 }  // namespace
 
+WeightRows::WeightRows(std::span<const Tensor> parts, const char* what) : parts_(parts) {
+  require(!parts.empty(), what, ": weight must have rows, got none");
+  const DType dtype = parts.front().dtype;
+  require(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16, what,
+          ": weight must be f32, bf16 or f16, got ", name_of(dtype));
+  shape_ = {0, parts.front().cols()};
+  for (const Tensor& part : parts) {
+    require(part.shape.rank == 2 && part.shape[1] == shape_[1] && part.dtype == dtype, what,
+            ": parts must be matrices of ", shape_[1], " columns in ", name_of(dtype), ", got rank ", part.shape.rank,
+            " with ", part.cols(), " in ", name_of(part.dtype));
+    shape_.dims[0] += part.shape[0];
+  }
+}
+
+const char* WeightRows::operator[](int64_t row) const {
+  size_t i = 0;
+  for (; row >= parts_[i].shape[0]; ++i) row -= parts_[i].shape[0];
+  const Tensor& part = parts_[i];
+  return static_cast<const char*>(part.data) + row * part.row_stride() * size_of(part.dtype);
+}
+
 int64_t packed_bytes(Shape shape, DType dtype) {
   return packed_blocks(shape[0]) * kPackBlock * packed_depth(shape[1]) * size_of(dtype);
 }
 
 Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, DType packed, void* memory) {
-  require(!parts.empty(), "pack_weight: weight must have rows, got none");
-  const DType dtype = parts.front().dtype;
+  const WeightRows rows(parts, "pack_weight");
+  const DType dtype = rows.dtype();
+  const Shape shape = rows.shape();
   require(packed == dtype || packed == DType::bf16, "pack_weight: weight must be packed as ", name_of(dtype),
           " or bf16, got ", name_of(packed));
-  Shape shape{0, parts.front().cols()};
-  for (const Tensor& part : parts) {
-    require(part.shape.rank == 2 && part.shape[1] == shape[1] && part.dtype == dtype,
-            "pack_weight: parts must be matrices of ", shape[1], " columns in ", name_of(dtype), ", got rank ",
-            part.shape.rank, " with ", part.cols(), " in ", name_of(part.dtype));
-    shape.dims[0] += part.shape[0];
+  if (packed != dtype) {
+    auto* rounded = static_cast<BFloat16*>(memory);
+    dtype == DType::f32 ? pack_rounded<float>(threads, rows, shape, rounded)
+                        : pack_rounded<Float16>(threads, rows, shape, rounded);
+  } else if (dtype == DType::f16) {
+    pack(threads, rows, shape, dtype, static_cast<uint16_t*>(memory));
+  } else {
+    pack(threads, rows, shape, dtype, static_cast<uint32_t*>(memory));
   }
-  const Rows rows(parts);
-  if (packed != dtype && (dtype == DType::f32 || dtype == DType::f16)) {
-    dtype == DType::f32 ? pack_rounded<float>(threads, rows, shape, static_cast<BFloat16*>(memory))
-                        : pack_rounded<Float16>(threads, rows, shape, static_cast<BFloat16*>(memory));
-    return {memory, packed, shape};
-  }
-  switch (dtype) {
-    case DType::f32:
-    case DType::bf16: pack(threads, rows, shape, dtype, static_cast<uint32_t*>(memory)); break;
-    case DType::f16: pack(threads, rows, shape, dtype, static_cast<uint16_t*>(memory)); break;
-    default: fail(concat("pack_weight: weight must be f32, bf16 or f16, got ", name_of(dtype)));
-  }
-  return {memory, dtype, shape};
+  return {memory, packed, shape};
 }
 
 Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight) {
-  if (weight.arithmetic == Arithmetic::f32) return {};
+  if (weight.arithmetic == Arithmetic::f32 && !is_quantized(weight.packing)) return {};
   return ctx.arena.alloc({rounded_bytes(x.rows(), x.cols())}, DType::u8);
 }
 
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {
   const int64_t out = weight.value.shape[0], in = weight.value.shape[1];
-  require(weight.packing == Packing::tiles, "matmul: ", weight.name, " must be packed");
-  require(weight.arithmetic == Arithmetic::f32 || weight.value.dtype == DType::bf16, "matmul: ", weight.name,
-          " must be bf16 for bf16 arithmetic, got ", name_of(weight.value.dtype));
+  const bool quantized = is_quantized(weight.packing);
+  require(weight.packing == Packing::tiles || quantized, "matmul: ", weight.name, " must be packed");
+  require(weight.arithmetic == Arithmetic::f32 || quantized || weight.value.dtype == DType::bf16,
+          "matmul: ", weight.name, " must be bf16 for bf16 arithmetic, got ", name_of(weight.value.dtype));
   require(in >= 1, "matmul: ", weight.name, " must have at least one input, got ", in);
   require(x.dtype == DType::f32 && x.cols() == in, "matmul: x must be f32 with ", in, " columns for ", weight.name,
           ", got ", name_of(x.dtype), " with ", x.cols());
@@ -123,7 +122,14 @@ Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue
   }
   const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, DType::f32);
   const Arena::Scope scope(ctx.arena);
-  launch(ctx, MatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha, room_to_round(ctx, x, weight)});
+  const Tensor rounded = room_to_round(ctx, x, weight);
+  if (quantized) {
+    const Tensor panels = ctx.arena.alloc({ctx.threads.size(), panel_bytes(in)}, DType::u8);
+    launch(ctx, QuantizedMatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha, weight.packing, rounded,
+                                       panels});
+  } else {
+    launch(ctx, MatmulForward{x, weight.value, bias, epilogue.add, y, epilogue.alpha, rounded});
+  }
   return y;
 }
 

@@ -40,6 +40,23 @@ ELAPID_INLINE constexpr int64_t packed_blocks(int64_t out) { return (out + kPack
 // Bytes that pack_weight() writes.
 int64_t packed_bytes(Shape shape, DType dtype);
 
+// Weights as a checkpoint has them: parts [n, in] of one element type, one after another, each of which may be columns
+// of a wider matrix, at any alignment.
+class WeightRows {
+ public:
+  // An Error unless the parts are matrices of one width in f32, bf16 or f16; `what` names the caller.
+  WeightRows(std::span<const Tensor> parts, const char* what);
+
+  [[nodiscard]] Shape shape() const { return shape_; }
+  [[nodiscard]] DType dtype() const { return parts_.front().dtype; }
+  // The address of a row, over all parts.
+  [[nodiscard]] const char* operator[](int64_t row) const;
+
+ private:
+  std::span<const Tensor> parts_;
+  Shape shape_;
+};
+
 // Rows [out, in] f32, bf16 or f16 as in the checkpoint, at any alignment → a view of `memory` in packed order, which
 // must hold packed_bytes() of `dtype`: the rows' own type, or bf16, to which others are rounded. The rows may come in
 // parts [n, in] of one element type, one after another, and each part may be columns of a wider matrix.
@@ -59,7 +76,7 @@ ELAPID_AMX_KERNEL(MatmulForward)
 // For x rounded to bf16: as floats with x's shape, or as bf16 with packed_depth() columns and what a tile of sixteen
 // rows may read behind the last one.
 ELAPID_INLINE constexpr int64_t rounded_bytes(int64_t rows, int64_t in) {
-  return (rows + kPackBlock) * packed_depth(in) * size_of(DType::f32);
+  return (rows + kPackBlock) * (packed_depth(in) + kPackDepth) * size_of(DType::f32);
 }
 // In the arena; empty for f32 arithmetic.
 Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight);

@@ -1,9 +1,11 @@
-#include "elapid/cpu/simd.h"
+#include "elapid/cpu/amx.h"
 #include "elapid/ops/matmul/grouped_matmul.h"
-#include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/matmul/matmul_cpu.h"
+#include "elapid/ops/matmul/quantized.h"
 
 // bf16 products in AMX tiles: sixteen rows × 32 inputs times 32 inputs × sixteen outputs. Two tiles of rows meet two of
-// weights, so that each is loaded once for two products. The packed order is that of the tiles already.
+// weights, so that each is loaded once for two products. The packed order of bf16 weights is that of the tiles already;
+// quantized ones are decoded into it, a panel of two blocks at a time, for all rows.
 
 namespace elapid {
 namespace {
@@ -17,22 +19,6 @@ constexpr int64_t kFewRows = 4;
 // Bytes of x that a task takes: they stay in L2 while the task's weights pass.
 constexpr int64_t kTaskInput = int64_t{1} << 20;
 
-// Sixteen rows of 64 bytes for all eight tiles, on this thread, while it lives.
-class Tiles {
- public:
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
-
 // x in bf16, with the columns that tiles read beyond its own zero.
 struct Input {
   const BFloat16* data;
@@ -41,15 +27,15 @@ struct Input {
   [[nodiscard]] const BFloat16* row(int64_t r) const { return data + r * depth; }
 };
 
-Input rounded(Amx cpu, const Tensor& x, const Tensor& room) {
-  const int64_t depth = packed_depth(x.cols());
+Input rounded(Amx cpu, const Tensor& x, int64_t depth, const Tensor& room) {
   auto* data = static_cast<BFloat16*>(room.data);
   parallel_for(cpu.threads, x.rows(), (int64_t{1} << 15) / depth + 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
       const float* from = x.row<float>(r);
       for (int64_t c = 0; c < depth; c += kTileDepth) {
-        const int64_t n = x.cols() - c, high = n > kLanes ? n - kLanes : 0;
-        const __m512bh pair = _mm512_cvtne2ps_pbh(load(from + c + kLanes, high).v[0], load(from + c, n).v[0]);
+        const auto floats = [&](int64_t at)
+                                ELAPID_LAMBDA { return load(from + at, at < x.cols() ? x.cols() - at : 0).v[0]; };
+        const __m512bh pair = _mm512_cvtne2ps_pbh(floats(c + kLanes), floats(c));
         _mm512_storeu_si512(data + r * depth + c, reinterpret_cast<__m512i>(pair));
       }
     }
@@ -61,6 +47,7 @@ Input rounded(Amx cpu, const Tensor& x, const Tensor& room) {
 template <int row_tiles, int blocks>
 ELAPID_INLINE void products(const BFloat16* x, const BFloat16* w, int64_t depth, float* sums) {
   const int64_t x_stride = depth * 2, x_tile = kTileRows * depth, w_block = depth * kPackBlock;
+  settle_memory();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -97,49 +84,80 @@ ELAPID_INLINE void products(const BFloat16* x, const BFloat16* w, int64_t depth,
   _tile_stored(3, sums + 3 * kTileSums, 64);
 }
 
-// What comes after the sums of one tile, for the rows and outputs that exist.
-ELAPID_INLINE void finish(const MatmulForward& a, const float* sums, int64_t row, int64_t row_end, int64_t block) {
-  const int64_t column = block * kPackBlock, n = a.y.cols() - column;
-  const F32 alpha = broadcast(a.alpha), bias = a.bias ? load(a.bias.ptr<float>() + column, n) : zero();
-  row_end = row_end < row + kTileRows ? row_end : row + kTileRows;
-  for (int64_t r = row; r < row_end; ++r, sums += kPackBlock) {
-    F32 y = alpha * (load(sums) + bias);
-    if (a.add) y = y + load(a.add.row<float>(r) + column, n);
-    store(a.y.row<float>(r) + column, y, n);
-  }
-}
-
-template <int row_tiles, int blocks>
-ELAPID_INLINE void tiles(const MatmulForward& a, const Input& x, int64_t row, int64_t row_end, int64_t block) {
+// Rows from `row` on, at most row_tiles · 16 of them, × `blocks` blocks from `block` on, whose weights `w` begins with.
+template <int row_tiles, int blocks, class Args>
+ELAPID_INLINE void tiles(const Args& a, const Input& x, const BFloat16* w, int64_t row, int64_t row_end,
+                         int64_t block) {
   alignas(64) float sums[4 * kTileSums];
   // A row of y is a line or two here and far from the next: ask for all of them while the products are computed.
-  for (int64_t r = row; r < row_end && r < row + row_tiles * kTileRows; ++r) {
-    const float* to = a.y.row<float>(r) + block * kPackBlock;
+  row_end = row_end < row + row_tiles * kTileRows ? row_end : row + row_tiles * kTileRows;
+  for (int64_t r = row; r < row_end; ++r) {
+    const float* to = a.y.template row<float>(r) + block * kPackBlock;
     for (int64_t b = 0; b < blocks; ++b) __builtin_prefetch(to + b * kPackBlock, 1);
   }
-  products<row_tiles, blocks>(x.row(row), a.weight.ptr<BFloat16>() + block * x.depth * kPackBlock, x.depth, sums);
-  for (int64_t i = 0; i < row_tiles; ++i) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      // Tile 2 i + b; four blocks of one row tile are tiles b.
-      finish(a, sums + (2 * i + b) * kTileSums, row + i * kTileRows, row_end, block + b);
-    }
+  products<row_tiles, blocks>(x.row(row), w, x.depth, sums);
+  // Row tile i and block b are tile 2 i + b; of one row tile, blocks are tiles.
+  for (int64_t r = row; r < row_end; ++r) {
+    const float* from = sums + (r - row) / kTileRows * 2 * kTileSums + (r - row) % kTileRows * kPackBlock;
+    for (int64_t b = 0; b < blocks; ++b) finish_row(a, r, block + b, load(from + b * kTileSums));
   }
 }
 
-template <int blocks>
-ELAPID_INLINE void column(const MatmulForward& a, const Input& x, int64_t row, int64_t row_end, int64_t block) {
-  for (; row_end - row > kTileRows; row += 2 * kTileRows) tiles<2, blocks>(a, x, row, row_end, block);
-  if (row < row_end) tiles<1, blocks>(a, x, row, row_end, block);
+// All rows of a range × `blocks` blocks: their weights stay in L1 or L2 while the rows pass.
+template <int blocks, class Args>
+ELAPID_INLINE void column(const Args& a, const Input& x, const BFloat16* w, int64_t row, int64_t row_end,
+                          int64_t block) {
+  for (; row_end - row > kTileRows; row += 2 * kTileRows) tiles<2, blocks>(a, x, w, row, row_end, block);
+  if (row < row_end) tiles<1, blocks>(a, x, w, row, row_end, block);
 }
 
-// Rows [row, row_end) × blocks [block, block_end). A block's weights stay in L1 or L2 while all rows pass.
+// Rows [row, row_end) × blocks [block, block_end).
 void task(const MatmulForward& a, const Input& x, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   const Tiles configured;
+  const auto at = [&](int64_t b) { return a.weight.ptr<BFloat16>() + b * x.depth * kPackBlock; };
   if (row_end - row <= kTileRows) {
-    for (; block + 4 <= block_end; block += 4) tiles<1, 4>(a, x, row, row_end, block);
+    for (; block + 4 <= block_end; block += 4) tiles<1, 4>(a, x, at(block), row, row_end, block);
   }
-  for (; block + 2 <= block_end; block += 2) column<2>(a, x, row, row_end, block);
-  if (block < block_end) column<1>(a, x, row, row_end, block);
+  for (; block + 2 <= block_end; block += 2) column<2>(a, x, at(block), row, row_end, block);
+  if (block < block_end) column<1>(a, x, at(block), row, row_end, block);
+}
+
+// Inputs 2i and 2i + 1 of sixteen outputs as pairs of bf16, from floats.
+ELAPID_INLINE void store_pairs(BFloat16* to, __m512 even, __m512 odd) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const auto halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, halves));
+}
+
+// One block of quantized weights in the order of tiles.
+void decode(const QuantizedMatmulForward& a, int64_t block, BFloat16* to) {
+  const int64_t groups = quant_groups(a.weight.cols()), group_bytes = quant_group_bytes(a.packing);
+  const char* group = static_cast<const char*>(a.weight.data) + block * groups * group_bytes;
+  const __m512 levels = _mm512_loadu_ps(kNormalFloat4);
+  for (int64_t g = 0; g < groups; ++g, group += group_bytes) {
+    const __m512 scale = _mm512_loadu_ps(group);
+    for (const char* word = group + kPackBlock * 4; word < group + group_bytes; word += kPackBlock * 4) {
+      const __m512i codes = _mm512_loadu_si512(word);
+      if (a.packing == Packing::int8) {
+        static_for<2>([&](auto i) ELAPID_LAMBDA {
+          const auto weights = [&](__m512i top) ELAPID_LAMBDA {
+            return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24)));
+          };
+          store_pairs(to, weights(_mm512_slli_epi32(codes, 24 - 16 * i)),
+                      weights(_mm512_slli_epi32(codes, 16 - 16 * i)));
+          to += 2 * kPackBlock;
+        });
+      } else {
+        static_for<4>([&](auto i) ELAPID_LAMBDA {
+          const auto weights = [&](__m512i low)
+                                   ELAPID_LAMBDA { return _mm512_mul_ps(scale, _mm512_permutexvar_ps(low, levels)); };
+          store_pairs(to, weights(_mm512_srli_epi32(codes, 4 * i)), weights(_mm512_srli_epi32(codes, 16 + 4 * i)));
+          to += 2 * kPackBlock;
+        });
+      }
+    }
+  }
 }
 
 // How a product is cut into tasks.
@@ -176,7 +194,7 @@ void task(const MatmulForward& a, const Input& x, const Cut& c, int64_t i) {
 
 void run(Amx cpu, const MatmulForward& a) {
   if (!a.rounded || a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
-  const Input x = rounded(cpu, a.x, a.rounded);
+  const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
   const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
   parallel_for(cpu.threads, cut.tasks(), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) task(a, x, cut, i);
@@ -189,7 +207,7 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
   const int64_t groups = a.offsets.size() - 1, out = a.y.cols();
   const int64_t* offsets = a.offsets.ptr<int64_t>();
   int64_t* first_task = a.first_task.ptr<int64_t>();
-  const Input x = rounded(cpu, a.x, a.rounded);
+  const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
   int64_t tasks = 0;
   for (int64_t g = 0; g < groups; ++g) {
     first_task[g] = tasks;
@@ -206,6 +224,24 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
       const MatmulForward group{
           .weight = a.weights[low].value, .y = a.y.slice(offsets[low], offsets[low + 1]), .alpha = 1};
       task(group, {x.row(offsets[low]), x.depth}, cut_of(group.y.rows(), x.depth, out), i - first_task[low]);
+    }
+  });
+}
+
+// Panel by panel: what a panel costs to decode is shared by all rows.
+void run(Amx cpu, const QuantizedMatmulForward& a) {
+  if (a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
+  const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols());
+  const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
+  static_assert(kPanelBlocks == 2);
+  parallel_for(cpu.threads, (blocks + 1) / 2, 1, [&](int64_t begin, int64_t end, int worker) {
+    const Tiles configured;
+    auto* panel = reinterpret_cast<BFloat16*>(static_cast<char*>(a.panels.data) + worker * panel_bytes(a.x.cols()));
+    for (int64_t p = begin; p < end; ++p) {
+      const bool two = 2 * p + 1 < blocks;
+      decode(a, 2 * p, panel);
+      if (two) decode(a, 2 * p + 1, panel + x.depth * kPackBlock);
+      two ? column<2>(a, x, panel, 0, rows, 2 * p) : column<1>(a, x, panel, 0, rows, 2 * p);
     }
   });
 }

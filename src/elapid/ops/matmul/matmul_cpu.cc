@@ -1,3 +1,5 @@
+#include "elapid/ops/matmul/matmul_cpu.h"
+
 #include "elapid/cpu/simd.h"
 #include "elapid/ops/matmul/grouped_matmul.h"
 #include "elapid/ops/matmul/matmul.h"
@@ -61,16 +63,8 @@ void tile(const MatmulForward& a, int64_t row, int64_t block) {
       static_for<blocks>([&](auto b) ELAPID_LAMBDA { total[r][b] = total[r][b] + acc[r][b]; });
     });
   }
-  const int64_t out = a.y.cols();
-  const F32 alpha = broadcast(a.alpha);
   static_for<blocks>([&](auto b) ELAPID_LAMBDA {
-    const int64_t column = (block + b) * kPackBlock, n = out - column;
-    const F32 bias = a.bias ? load(a.bias.ptr<float>() + column, n) : zero();
-    static_for<rows>([&](auto r) ELAPID_LAMBDA {
-      F32 y = alpha * (total[r][b] + bias);
-      if (a.add) y = y + load(a.add.row<float>(row + r) + column, n);
-      store(a.y.row<float>(row + r) + column, y, n);
-    });
+    static_for<rows>([&](auto r) ELAPID_LAMBDA { finish_row(a, row + r, block + b, total[r][b]); });
   });
 }
 
@@ -135,16 +129,7 @@ void task(const MatmulForward& a, const Cut& c, int64_t i) {
 
 // x as it is, or rounded to bf16 where there is room for it.
 Tensor operand(Cpu cpu, const Tensor& x, const Tensor& room) {
-  if (!room) return x;
-  const Tensor rounded(room.data, DType::f32, {x.rows(), x.cols()});
-  parallel_for(cpu.threads, x.rows(), (int64_t{1} << 15) / x.cols() + 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < x.cols(); c += kLanes) {
-        store(rounded.row<float>(r) + c, round_to_bf16(load(x.row<float>(r) + c, x.cols() - c)), x.cols() - c);
-      }
-    }
-  });
-  return rounded;
+  return room ? rounded_floats(cpu, x, x.cols(), room) : x;
 }
 
 template <class T>

@@ -1,0 +1,142 @@
+#include "elapid/ops/matmul/quantized.h"
+
+#include "elapid/ops/matmul/grouped_matmul.h"
+#include "elapid/ops/matmul/matmul_reference.h"
+#include "tests/ops/packed.h"
+
+#include <cmath>
+
+namespace elapid::testing {
+namespace {
+
+struct Case {
+  int64_t rows, in, out;
+  Packing packing;
+  Range range = kMixed;
+  bool strided = false, bias = false, add = false;
+  float alpha = 1;
+  bool tiles = false;  // at AMX level with many rows, where weights are rounded to bf16; else everywhere but there
+};
+
+Param quantized(Workbench& bench, const Tensor& rows, Packing packing) {
+  const Tensor memory = bench.output(1, quantized_bytes(rows.shape, packing) / 4, false);
+  return {"weight", pack_quantized(threads(1), {&rows, 1}, packing, memory.data), packing, Arithmetic::bf16};
+}
+
+// The weights that the codes stand for.
+reference::Matrix weights_of(const Param& weight) {
+  reference::Matrix m(weight.value.rows(), weight.value.cols());
+  for (int64_t o = 0; o < m.rows; ++o) {
+    for (int64_t k = 0; k < m.cols; ++k) m(o, k) = double{quantized_weight(weight, o, k)};
+  }
+  return m;
+}
+
+Operation make(Workbench& bench, const Case& c) {
+  const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided);
+  const Param weight = quantized(bench, bench.tensor({c.out, c.in}, c.range, DType::bf16, Alignment::none), c.packing);
+  Epilogue epilogue;
+  epilogue.alpha = c.alpha;
+  if (c.bias) epilogue.bias = bench.tensor({c.out}, kMixed);
+  if (c.add) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided);
+  const reference::Matrix weights = weights_of(weight);
+  const reference::MatmulInputs in{rounded_to_bf16(reference::matrix_of(x)),
+                                   c.tiles ? rounded_to_bf16(weights) : weights, reference::matrix_of(epilogue.bias),
+                                   reference::matrix_of(epilogue.add), static_cast<double>(c.alpha)};
+  Operation operation{[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; },
+                      {reference::matmul(in)}};
+  operation.tiled = true;
+  operation.runs_at = [tiles = c.tiles](Isa isa) { return tiles == (isa == Isa::amx); };
+  return operation;
+}
+
+std::string describe(const Case& c) {
+  return concat(c.rows, " x ", c.in, " -> ", c.out, c.packing == Packing::int8 ? " int8" : " int4",
+                c.range.low < 0 ? " mixed" : " positive", c.strided ? " strided" : "", c.bias ? " bias" : "",
+                c.add ? " add" : "", " alpha ", c.alpha, c.tiles ? " in tiles" : "");
+}
+
+Op<Case> op(bool tiles) {
+  Op<Case> op{tiles ? "quantized_matmul in tiles" : "quantized_matmul", {}, describe, make};
+  const int64_t depths[] = {64, 257, 33, 300, 1, 128, 7}, widths[] = {48, 130, 33, 16, 257, 1, 15};
+  size_t i = 0;
+  for (const int64_t rows : {0, 1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 32, 33, 70}) {
+    if (tiles && rows <= 4) continue;
+    for (const Packing packing : {Packing::int8, Packing::int4}) {
+      for (int j = 0; j < 3; ++j, ++i) {
+        op.cases.push_back({rows, depths[i % 7], widths[i / 2 % 7], packing, i % 2 == 0 ? kMixed : kPositive,
+                            i % 3 == 0, i % 4 < 2, i % 5 < 2, i % 2 == 0 ? 1.0f : -0.75f, tiles});
+      }
+    }
+  }
+  op.cases.push_back({6, 1100, 300, Packing::int4, kPositive, false, false, false, 1, tiles});
+  return op;
+}
+
+TEST(Quantized, Forward) { check_forward(op(false)); }
+TEST(Quantized, ForwardInTiles) {
+  if (available_isas().back() != Isa::amx) GTEST_SKIP() << "this machine has no AMX";
+  check_forward(op(true));
+}
+
+// A weight is off by at most half a step: of 1/127 of the group's largest, or between neighbouring levels. A scale
+// below the largest magnitude may cut that one further.
+TEST(Quantized, CodesAreTheNearest) {
+  Workbench bench(7);
+  const Tensor rows = bench.tensor({37, 200}, kMixed, DType::f32, Alignment::none);
+  const reference::Matrix values = reference::matrix_of(rows);
+  for (const Packing packing : {Packing::int8, Packing::int4}) {
+    const Param weight = quantized(bench, rows, packing);
+    double squares = 0, errors = 0;
+    for (int64_t o = 0; o < 37; ++o) {
+      for (int64_t k = 0; k < 200; ++k) {
+        double largest = 0;
+        for (int64_t j = k / kQuantGroup * kQuantGroup; j < std::min<int64_t>(200, (k / kQuantGroup + 1) * kQuantGroup);
+             ++j) {
+          largest = std::max(largest, std::abs(values(o, j)));
+        }
+        const double off = std::abs(double{quantized_weight(weight, o, k)} - values(o, k));
+        ASSERT_LE(off, largest * (packing == Packing::int8 ? 0.5001 / 127 : 0.19)) << o << ' ' << k;
+        squares += values(o, k) * values(o, k);
+        errors += off * off;
+      }
+    }
+    EXPECT_LE(std::sqrt(errors / squares), packing == Packing::int8 ? 0.005 : 0.11);
+  }
+}
+
+TEST(Quantized, ZerosStayZerosAndWhatIsNotFiniteIsAnError) {
+  Workbench bench(8);
+  const Tensor rows = bench.tensor({3, 130}, kMixed);
+  for (const Packing packing : {Packing::int8, Packing::int4}) {
+    std::fill_n(rows.ptr<float>(), rows.size(), 0.0f);
+    const Param weight = quantized(bench, rows, packing);
+    for (int64_t k = 0; k < 130; ++k) ASSERT_EQ(quantized_weight(weight, 1, k), 0);
+    for (const float bad : {__builtin_nanf(""), __builtin_inff()}) {
+      rows.ptr<float>()[200] = bad;
+      EXPECT_THROW(quantized(bench, rows, packing), Error);
+    }
+  }
+}
+
+TEST(Quantized, GroupsHaveTheBitsOfMatmul) {
+  Workbench bench(9);
+  const std::vector<int64_t> offsets = {0, 3, 3, 40};
+  const Tensor x = bench.matrix(40, 150, kMixed, true), at = bench.integers(offsets);
+  for (const Packing packing : {Packing::int8, Packing::int4}) {
+    std::vector<Param> weights;
+    for (int g = 0; g < 3; ++g) weights.push_back(quantized(bench, bench.tensor({50, 150}, kMixed), packing));
+    for_each_isa([&](Isa) {
+      Lab lab(2);
+      Context ctx = lab.ctx();
+      const Tensor y = grouped_matmul(ctx, x, weights, at);
+      for (size_t g = 0; g < 3; ++g) {
+        const Tensor alone = matmul(ctx, x.slice(offsets[g], offsets[g + 1]), weights[g]);
+        EXPECT_EQ(bits_of(y.slice(offsets[g], offsets[g + 1])), bits_of(alone));
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace elapid::testing
