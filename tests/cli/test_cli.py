@@ -151,6 +151,16 @@ class BadInput(CliTest):
                 self.refused("inspect", "--model", path.parent,
                              says={"missing": "backbone.layers.0.mixer.D", "unknown": "extra"}.get(name, "backbone.norm_f"))
 
+    def test_convert_loses_no_tensor(self):
+        model = self.model_copy()
+        arrays = read_safetensors(model / "model.safetensors")
+        arrays["backbone.layers.0.mixer.extra"] = Array("F32", [2], [1.0, 2.0])
+        write_safetensors(model / "model.safetensors", arrays)
+        target = self.folder / "converted"
+        self.refused("convert", "--model", model, "--output", target,
+                     says=["convert: every tensor must be one that mamba2 has", "backbone.layers.0.mixer.extra"])
+        self.assertFalse(target.exists())
+
     def test_config(self):
         def fresh():
             return self.model_copy() / "config.json"

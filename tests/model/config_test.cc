@@ -170,6 +170,11 @@ TEST(Config, RopeIsNeverPassedOverInSilence) {
   changed["attention_factor"] = 1e300;
   EXPECT_EQ(error({{"rope_parameters", changed}}),
             "config.json: rope_parameters: attention_factor must be finite, got 1e+300");
+  // Of both, the older key counts, as in transformers.
+  changed = {{"rope_type", "default"}, {"wobble", 3}};
+  EXPECT_EQ(error({{"rope_parameters", yarn}, {"rope_scaling", changed}}),
+            "config.json: rope_scaling: wobble: must be a key that this engine knows, got 3");
+  EXPECT_EQ(error({{"rope_parameters", changed}, {"rope_scaling", yarn}}), "no error");
   EXPECT_EQ(error({{"rope_parameters", yarn}, {"rope_theta", 1}}),
             "config.json: rope_parameters: rope_theta must be above 1 for yarn, got 1");
   EXPECT_EQ(error({{"rope_theta", 1}}), "no error");

@@ -105,6 +105,16 @@ TEST(Quantized, CodesAreTheNearest) {
   }
 }
 
+TEST(Quantized, SquaresThatOverflowFloatAreNoObstacle) {
+  Workbench bench(10);
+  const Tensor rows = bench.tensor({2, 64}, kMixed);
+  for (int64_t i = 0; i < rows.size(); ++i) rows.ptr<float>()[i] *= 1e30f;
+  for (const Packing packing : {Packing::int8, Packing::int4}) {
+    const Param weight = quantized(bench, rows, packing);
+    for (int64_t k = 0; k < 64; ++k) EXPECT_NEAR(quantized_weight(weight, 0, k), rows.row<float>(0)[k], 0.19e30) << k;
+  }
+}
+
 TEST(Quantized, ZerosStayZerosAndWhatIsNotFiniteIsAnError) {
   Workbench bench(8);
   const Tensor rows = bench.tensor({3, 130}, kMixed);

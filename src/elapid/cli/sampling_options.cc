@@ -15,7 +15,7 @@ void SamplingOptions::add(Flags& flags) {
              "Divide positive logits of tokens seen before, multiply negative ones (default: 1)");
   flags.option(
       "--seed", "N", [this](const std::string& text) { seed = parse_unsigned("--seed", text); },
-      "Same seed, same text, for any number of threads and sequences (default: 0)");
+      "Same seed, same text, for any number of threads and, in f32, of sequences (default: 0)");
   flags.repeatable("--stop", "STR", stop, "End before this text; may be given several times");
   flags.flag("--greedy", greedy, "Always take the most likely token");
   flags.flag("--ignore-eos", ignore_eos, "Go on after the end of the text");

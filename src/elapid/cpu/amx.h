@@ -19,7 +19,7 @@ class Tiles {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
-    settle_memory();
+    asm volatile("" ::"m"(config));  // all of it, where the intrinsic admits to eight bytes
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }

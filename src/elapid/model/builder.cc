@@ -143,7 +143,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     const int64_t bytes = bytes_in(precision, info.shape, stored);
     to.packing = packing_of(precision);
     to.value = is_quantized(to.packing)
-                   ? pack_quantized(threads_, rows, to.packing, take(bytes))
+                   ? pack_quantized(threads_, rows, to.packing, take(bytes), param.name)
                    : pack_weight(threads_, rows, precision == Precision::bf16 ? DType::bf16 : stored, take(bytes));
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);

@@ -3,6 +3,8 @@
 #include "elapid/core/error.h"
 
 #include <cstring>
+#include <set>
+#include <string_view>
 
 namespace elapid {
 namespace {
@@ -38,6 +40,21 @@ Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole) {
   const Tensor matrix = as_matrix(tensor);
   if (rule.shape.rank == 0) return matrix;
   return matrix.slice(rule.row, rule.row + rule.rows).columns(rule.column, rule.column + rule.columns);
+}
+
+void check_tensors(const ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules,
+                   const std::string& what) {
+  const Family& family = find_family(config.family, what);
+  std::set<std::string_view> read;
+  for (const auto& [ours, parts] : rules) {
+    for (const NameRule& rule : parts) read.insert(rule.theirs);
+  }
+  for (const auto& [name, entry] : weights.entries()) {
+    // What modules keep beside their weights and compute anew: earlier releases saved these buffers, too.
+    const bool buffer = name.ends_with(".inv_freq") || name.ends_with(".num_batches_tracked");
+    require(read.contains(name) || buffer || (family.ignores != nullptr && family.ignores(name)), what,
+            ": every tensor must be one that ", config.family, " has, got ", name);
+  }
 }
 
 void untie_if_different(ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules) {

@@ -21,6 +21,11 @@ CheckpointRules checkpoint_rules(const ModelConfig& config);
 // tensor has another shape than the configuration implies.
 Tensor part_of(const Tensor& tensor, const NameRule& rule, const Shape& whole);
 
+// An Error, for `what`, that names a tensor which no rule reads, unless it is a buffer that modules compute anew or one
+// that the family ignores.
+void check_tensors(const ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules,
+                   const std::string& what);
+
 // A checkpoint may call its head tied and carry one all the same. Equal: tied it is. Different: what is in the file
 // counts, as in transformers since release 5.
 void untie_if_different(ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules);

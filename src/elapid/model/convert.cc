@@ -193,6 +193,7 @@ Conversion convert_checkpoint(const std::filesystem::path& folder, const std::fi
   ModelConfig config = load_config(folder, options.load);
   CheckpointRules source = checkpoint_rules(config);
   untie_if_different(config, weights, source);
+  check_tensors(config, weights, source, "convert");
   const bool original = config.family == kMambaSsmFamily.model_type || config.family == kMistralMambaFamily.model_type;
   const std::filesystem::path path = folder / "config.json";
   const std::string text = original ? "" : read_text_file(path, kConfigLimit);

@@ -9,7 +9,6 @@
 
 #include <cstring>
 #include <map>
-#include <set>
 #include <string_view>
 
 namespace elapid {
@@ -40,11 +39,6 @@ void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::o
                                             : ", as in transformers' class"));
 }
 
-// What modules keep beside their weights and compute anew: earlier releases saved these buffers, too.
-bool is_buffer(std::string_view tensor) {
-  return tensor.ends_with(".inv_freq") || tensor.ends_with(".num_batches_tracked");
-}
-
 bool holds(const std::filesystem::path& folder, const char* file) {
   std::error_code ignored;
   return std::filesystem::symlink_status(folder / file, ignored).type() != std::filesystem::file_type::not_found;
@@ -71,12 +65,10 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
                                   const LoadOptions& options) {
   ModelConfig config = load_config(folder, options);
   const auto weights = std::make_shared<const Checkpoint>(Checkpoint::open_folder(folder));
-  const Family& family = find_family(config.family, folder.string());
   const CheckpointRules rules = checkpoint_rules(config);
   untie_if_different(config, *weights, rules);
 
-  std::set<std::string, std::less<>> used;
-  if (config.tied_head) used.insert(rules.at(kHeadName).front().theirs);
+  check_tensors(config, *weights, rules, "load model");
   ModelBuilder builder(config, threads, options.precision);
   builder.fill([&](const ParameterInfo& info, bool) {
     ModelBuilder::Source source;
@@ -84,17 +76,12 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
       const auto found = weights->entries().find(rule.theirs);
       require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", rule.theirs,
               ", got none of that name");
-      used.insert(rule.theirs);
       source.parts.push_back({part_of(found->second.tensor, rule, info.shape), found->second.file});
       source.key += concat(rule.theirs, '[', rule.row, ',', rule.column, ']');
     }
     info.param->name = rules.at(info.name).front().theirs;
     return source;
   });
-  for (const auto& [name, entry] : weights->entries()) {
-    require(used.contains(name) || is_buffer(name) || (family.ignores != nullptr && family.ignores(name)),
-            "load model: every tensor must be one that ", config.family, " has, got ", name);
-  }
   return builder.finish([weights, config] { return fingerprint_of(config, *weights); });
 }
 

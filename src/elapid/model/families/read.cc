@@ -113,7 +113,9 @@ void read_rope(ConfigReader& reader, AttentionConfig& attention, double otherwis
     require(value.is_null() || value.is_object(), reader.name_of_key(key), ": must be an object or null, got ",
             describe(value));
   }
-  Json rope = parameters.is_object() ? parameters : scaling.is_object() ? scaling : Json::object();
+  // transformers 5 lets the older key win where a folder has both.
+  const bool scaled = scaling.is_object() && !scaling.empty();
+  Json rope = scaled ? scaling : parameters.is_object() ? parameters : Json::object();
   const double theta = reader.number("rope_theta", otherwise_theta);
   if (!rope.contains("rope_theta")) rope["rope_theta"] = theta;
   if (!rope.contains("partial_rotary_factor"))
@@ -124,7 +126,7 @@ void read_rope(ConfigReader& reader, AttentionConfig& attention, double otherwis
           part);
   const auto rotary_dim = static_cast<int64_t>(static_cast<double>(attention.head_dim) * part);
   set_rope(attention, rope, rotary_dim, reader.integer("max_position_embeddings", 2048, 1, int64_t{1} << 40),
-           reader.name_of_key("rope_parameters"));
+           reader.name_of_key(scaled ? "rope_scaling" : "rope_parameters"));
 }
 
 std::vector<std::string> read_layer_types(ConfigReader& reader, std::initializer_list<std::string> keys, int64_t layers,

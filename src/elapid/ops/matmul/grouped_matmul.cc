@@ -16,7 +16,7 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
                 w.arithmetic == weights.front().arithmetic && w.packing == weights.front().packing,
             "grouped_matmul: ", w.name, " must be ", name_of(first.dtype), " [", out, ", ", in,
             "] as the first group's, got ", name_of(w.value.dtype), " [", w.value.shape[0], ", ", w.value.shape[1],
-            w.value.shape == first.shape && w.value.dtype == first.dtype ? "] in other arithmetic" : "]");
+            w.value.shape == first.shape && w.value.dtype == first.dtype ? "] in another packing or arithmetic" : "]");
   }
   require(x.dtype == DType::f32 && x.shape.rank == 2 && x.cols() == in, "grouped_matmul: x must be an f32 matrix with ",
           in, " columns, got ", name_of(x.dtype), " with ", x.cols());

@@ -68,17 +68,17 @@ inline Tensor pack_weight(ThreadPool& threads, const Tensor& rows, void* memory)
 struct MatmulForward {
   Tensor x, weight, bias, add, y;  // weight: shape [out, in], data packed
   float alpha;
-  Tensor rounded;  // in bf16 arithmetic, room for rounded_bytes(); else empty
+  Tensor rounded;  // in bf16 arithmetic, room for rounded_bytes() (see room_to_round()); else empty
 };
 ELAPID_KERNEL(MatmulForward)
 ELAPID_AMX_KERNEL(MatmulForward)
 
-// For x rounded to bf16: as floats with x's shape, or as bf16 with packed_depth() columns and what a tile of sixteen
-// rows may read behind the last one.
+// For x rounded to bf16: as floats, or as bf16 with what a tile of sixteen rows may read behind the last one; columns
+// up to a multiple of kPackDepth, or of the groups of quantized weights.
 ELAPID_INLINE constexpr int64_t rounded_bytes(int64_t rows, int64_t in) {
   return (rows + kPackBlock) * (packed_depth(in) + kPackDepth) * size_of(DType::f32);
 }
-// In the arena; empty for f32 arithmetic.
+// In the arena; empty where x is used as it is.
 Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight);
 
 }  // namespace elapid

@@ -228,7 +228,7 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
   });
 }
 
-// Panel by panel: what a panel costs to decode is shared by all rows.
+// Panel by panel: what a panel costs to decode is shared by all rows, even where those are more than L2 holds.
 void run(Amx cpu, const QuantizedMatmulForward& a) {
   if (a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
   const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols());

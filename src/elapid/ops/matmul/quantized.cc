@@ -39,15 +39,17 @@ float quantize_int8(const float* w, uint8_t* codes) {
 float quantize_int4(const float* w, uint8_t* codes) {
   float largest = 0;
   for (int64_t k = 0; k < kQuantGroup; ++k) largest = std::max(largest, std::abs(w[k]));
-  float best_scale = 0, best_error = std::numeric_limits<float>::infinity();
+  float best_scale = 0;
+  double best_error = std::numeric_limits<double>::infinity();  // squares of finite floats stay finite
+  static_assert(kQuantGroup % kPackDepth == 0 && kQuantGroup <= 2 * kPackDepth, "rounded_bytes() has room for it");
   // Outliers that lose a little leave finer steps to all the others.
   for (const float share : {1.0f, 0.94f, 0.88f, 0.82f}) {
     const float scale = largest * share, inverse = scale > 0 ? 1 / scale : 0;
     uint8_t tried[kQuantGroup];
-    float error = 0;
+    double error = 0;
     for (int64_t k = 0; k < kQuantGroup; ++k) {
       tried[k] = static_cast<uint8_t>(nearest_normal_float4(w[k] * inverse));
-      const float off = w[k] - scale * kNormalFloat4[tried[k]];
+      const double off = double{w[k]} - double{scale} * double{kNormalFloat4[tried[k]]};
       error += off * off;
     }
     if (error < best_error) {
@@ -85,7 +87,8 @@ Place place_of(Packing packing, int64_t k) {
 
 }  // namespace
 
-Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory) {
+Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory,
+                      const std::string& name) {
   const WeightRows rows(parts, "pack_quantized");
   const Shape shape = rows.shape();
   const int64_t out = shape[0], in = shape[1], groups = quant_groups(in), group_bytes = quant_group_bytes(packing);
@@ -114,7 +117,7 @@ Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packin
       }
     }
   });
-  require(finite, "pack_quantized: weights must be finite, got one that is not");
+  require(finite, "pack_quantized: ", name, " must be finite, got an element that is not");
   return {memory, DType::u8, shape};
 }
 

@@ -17,6 +17,7 @@
 #include "elapid/ops/matmul/matmul.h"
 
 #include <span>
+#include <string>
 
 namespace elapid {
 
@@ -51,8 +52,9 @@ ELAPID_INLINE constexpr int64_t quantized_bytes(Shape shape, Packing packing) {
   return packed_blocks(shape[0]) * quant_groups(shape[1]) * quant_group_bytes(packing);
 }
 
-// As pack_weight(), rounding the rows to `packing`. An Error when a weight is not finite.
-Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory);
+// As pack_weight(), rounding the rows to `packing`. An Error that calls them `name` when a weight is not finite.
+Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory,
+                      const std::string& name = "weight");
 
 // Output `out`'s weight for input `in`, as packed.
 float quantized_weight(const Param& weight, int64_t out, int64_t in);
