@@ -97,7 +97,8 @@ class Command:
                 path = pathlib.Path(folder) / str(number)
                 path.write_bytes(text.encode())
                 names += ["--file", str(path)]
-            return [json.loads(line) for line in self.run(*names, "--json", *arguments).splitlines()]
+            # splitlines() would also break at what tokens contain, such as U+2028.
+            return [json.loads(line) for line in self.run(*names, "--json", *arguments).removesuffix("\n").split("\n")]
 
     def encode_lines(self, lines, *arguments):
         out = self.run(*arguments, stdin="".join(line + "\n" for line in lines)).splitlines()

@@ -102,6 +102,23 @@ TEST(SentencePieceModels, ControlTokensWhenAsked) {
 }
 
 // What comes after a text gets nothing in front, wherever the text was cut.
+// The package puts bytes together that stand side by side as pieces, whatever a text shows of what is between.
+TEST(SentencePieceModels, AControlTokenEndsARunOfBytes) {
+  const Tokenizer tokenizer = load("bytes");
+  const auto id = [&](const char* piece) { return tokenizer.token_to_id(piece).value(); };
+  const std::string lost = std::string(unicode::kReplacement) + std::string(unicode::kReplacement);
+  for (const bool divided : {false, true}) {
+    std::vector<TokenId> ids = {id("<0xCD>"), id("<0xA2>")};
+    if (divided) ids.insert(ids.begin() + 1, id("</s>"));
+    const std::string want = divided ? lost : "\xCD\xA2";
+    EXPECT_EQ(tokenizer.decode(ids), want);
+    StreamDecoder stream(tokenizer);
+    std::string streamed;
+    for (const TokenId each : ids) streamed += stream.push(each);
+    EXPECT_EQ(streamed + stream.finish(), want);
+  }
+}
+
 TEST_P(SentencePiece, ContinuesAText) {
   const Tokenizer tokenizer = load(GetParam());
   const EncodeOptions options{.continues = true};  // no special tokens either

@@ -36,10 +36,11 @@ StreamDecoder& StreamDecoder::operator=(StreamDecoder&&) noexcept = default;
 StreamDecoder::~StreamDecoder() = default;
 
 std::string StreamDecoder::push(TokenId id) {
-  const Tokenizer::Impl::Entry& entry = impl_->tokenizer->impl().entry(id);
-  if (stopped_ || entry.skipped) return {};
+  const Tokenizer::Impl& tokenizer = impl_->tokenizer->impl();
+  const auto token = tokenizer.seen(tokenizer.entry(id), true);
+  if (stopped_ || !token) return {};
   impl_->chain.front().begin(Origin::behind);
-  impl_->chain.front().feed(entry.decoded, true);
+  impl_->chain.front().feed(*token, true);
   return release(false);
 }
 

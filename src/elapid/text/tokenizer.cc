@@ -85,6 +85,7 @@ Tokenizer::Impl::Impl(const Json& json, const std::string& name) : what(name) {
 Tokenizer::Impl::Impl(const SentencePieceModel& model, const std::string& name) : what(name) {
   normalizer = {model.normalizer()};
   decoder = {model.decoder()};
+  skipped_end_bytes = true;
   bpe.emplace(model.bpe(what));
   entries.resize(model.pieces.size());
   for (size_t i = 0; i < entries.size(); ++i) {
@@ -275,10 +276,10 @@ std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special_to
   TextSink sink;
   const Chain chain(impl_->decoder, sink);
   for (const TokenId id : ids) {
-    const Impl::Entry& entry = impl_->entry(id);
-    if (skip_special_tokens && entry.skipped) continue;
+    const auto token = impl_->seen(impl_->entry(id), skip_special_tokens);
+    if (!token) continue;
     chain.front().begin(Origin::behind);
-    chain.front().feed(entry.decoded, true);
+    chain.front().feed(*token, true);
   }
   chain.front().finish();
   return sink.take();

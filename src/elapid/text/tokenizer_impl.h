@@ -30,6 +30,11 @@ struct Tokenizer::Impl {
   // add_bos_token, add_eos_token and eos_token of a tokenizer_config.json.
   void configure(const Json& config, const std::string& what);
 
+  // What the decoder sees of an entry: nothing at all (nullopt), or an empty token, when special tokens are skipped.
+  [[nodiscard]] std::optional<std::string_view> seen(const Entry& entry, bool skip_special_tokens) const {
+    if (!skip_special_tokens || !entry.skipped) return entry.decoded;
+    return skipped_end_bytes ? std::optional<std::string_view>("") : std::nullopt;
+  }
   // The known entry of an id; an Error otherwise.
   [[nodiscard]] const Entry& entry(TokenId id) const;
 
@@ -39,6 +44,7 @@ struct Tokenizer::Impl {
   std::vector<StageFactory> normalizer;
   std::vector<StageFactory> pre_tokenizer;
   std::vector<StageFactory> decoder;
+  bool skipped_end_bytes = false;  // bytes on both sides of a skipped token are no character: so in SentencePiece
   std::optional<Bpe> bpe;
   std::vector<TokenId> prefix, suffix;  // what the post-processor adds
   std::vector<TokenId> bos, eos;        // of a SentencePiece model, where the configuration names none
