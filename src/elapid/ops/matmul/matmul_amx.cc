@@ -160,13 +160,6 @@ void decode(const QuantizedMatmulForward& a, int64_t block, BFloat16* to) {
   }
 }
 
-// How a product is cut into tasks.
-struct Cut {
-  int64_t row_tasks, task_rows, block_tasks, task_blocks;
-
-  ELAPID_INLINE int64_t tasks() const { return row_tasks * block_tasks; }
-};
-
 ELAPID_INLINE Cut cut_of(int64_t rows, int64_t depth, int64_t out) {
   Cut c;
   const int64_t pair = 2 * kTileRows, fitting = kTaskInput / (depth * 2) / pair * pair;
@@ -181,13 +174,10 @@ ELAPID_INLINE Cut cut_of(int64_t rows, int64_t depth, int64_t out) {
   return c;
 }
 
-// Task i of c.tasks(). Neighbouring tasks share weights: they come from memory once.
 void task(const MatmulForward& a, const Input& x, const Cut& c, int64_t i) {
-  const int64_t rows = a.y.rows(), blocks = packed_blocks(a.y.cols());
-  const int64_t row = i % c.row_tasks * c.task_rows, block = i / c.row_tasks * c.task_blocks;
-  const int64_t row_end = row + c.task_rows < rows ? row + c.task_rows : rows;
-  const int64_t block_end = block + c.task_blocks < blocks ? block + c.task_blocks : blocks;
-  if (row < row_end) task(a, x, row, row_end, block, block_end);
+  for_task(c, i, a.y.rows(), packed_blocks(a.y.cols()),
+           [&](int64_t row, int64_t row_end, int64_t block, int64_t block_end)
+               ELAPID_LAMBDA { task(a, x, row, row_end, block, block_end); });
 }
 
 }  // namespace
@@ -201,31 +191,16 @@ void run(Amx cpu, const MatmulForward& a) {
   });
 }
 
-// All groups' tasks in one job, as without tiles.
 void run(Amx cpu, const GroupedMatmulForward& a) {
   if (!a.rounded || a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
-  const int64_t groups = a.offsets.size() - 1, out = a.y.cols();
-  const int64_t* offsets = a.offsets.ptr<int64_t>();
-  int64_t* first_task = a.first_task.ptr<int64_t>();
   const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
-  int64_t tasks = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    first_task[g] = tasks;
-    tasks += cut_of(offsets[g + 1] - offsets[g], x.depth, out).tasks();
-  }
-  first_task[groups] = tasks;
-  parallel_for(cpu.threads, tasks, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t low = 0, high = groups;  // first_task[low] ≤ i < first_task[high]
-      while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        (first_task[middle] <= i ? low : high) = middle;
-      }
-      const MatmulForward group{
-          .weight = a.weights[low].value, .y = a.y.slice(offsets[low], offsets[low + 1]), .alpha = 1};
-      task(group, {x.row(offsets[low]), x.depth}, cut_of(group.y.rows(), x.depth, out), i - first_task[low]);
-    }
-  });
+  const int64_t* offsets = a.offsets.ptr<int64_t>();
+  for_grouped_tasks(
+      cpu.threads, a, [&](int64_t rows) { return cut_of(rows, x.depth, a.y.cols()); },
+      [&](int64_t g, const Cut& cut, int64_t i) {
+        const MatmulForward group{.weight = a.weights[g].value, .y = a.y.slice(offsets[g], offsets[g + 1]), .alpha = 1};
+        task(group, {x.row(offsets[g]), x.depth}, cut, i);
+      });
 }
 
 // Panel by panel: what a panel costs to decode is shared by all rows, even where those are more than L2 holds.

@@ -95,13 +95,6 @@ void task(const MatmulForward& a, int64_t row, int64_t row_end, int64_t block, i
   }
 }
 
-// How a product is cut into tasks: nearly equal ones of whole tiles.
-struct Cut {
-  int64_t row_tasks, task_rows, block_tasks, task_blocks;
-
-  ELAPID_INLINE int64_t tasks() const { return row_tasks * block_tasks; }
-};
-
 template <class T>
 ELAPID_INLINE Cut cut_of(int64_t rows, int64_t in, int64_t out) {
   Cut c;
@@ -117,14 +110,11 @@ ELAPID_INLINE Cut cut_of(int64_t rows, int64_t in, int64_t out) {
   return c;
 }
 
-// Task i of c.tasks(). Neighbouring tasks share weights: they come from memory once.
 template <class T>
 void task(const MatmulForward& a, const Cut& c, int64_t i) {
-  const int64_t rows = a.x.rows(), blocks = packed_blocks(a.y.cols());
-  const int64_t row = i % c.row_tasks * c.task_rows, block = i / c.row_tasks * c.task_blocks;
-  const int64_t row_end = row + c.task_rows < rows ? row + c.task_rows : rows;
-  const int64_t block_end = block + c.task_blocks < blocks ? block + c.task_blocks : blocks;
-  if (row < row_end) task<T>(a, row, row_end, block, block_end);
+  for_task(c, i, a.x.rows(), packed_blocks(a.y.cols()),
+           [&](int64_t row, int64_t row_end, int64_t block, int64_t block_end)
+               ELAPID_LAMBDA { task<T>(a, row, row_end, block, block_end); });
 }
 
 // x as it is, or rounded to bf16 where there is room for it.
@@ -140,34 +130,19 @@ void multiply(Cpu cpu, const MatmulForward& a) {
   });
 }
 
-// All groups' tasks in one job: a group of few rows has too few to feed every thread.
 template <class T>
 void multiply(Cpu cpu, const GroupedMatmulForward& a) {
-  const int64_t groups = a.offsets.size() - 1, in = a.x.cols(), out = a.y.cols();
+  const int64_t in = a.x.cols(), out = a.y.cols();
   const int64_t* offsets = a.offsets.ptr<int64_t>();
-  int64_t* first_task = a.first_task.ptr<int64_t>();
-  int64_t tasks = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    first_task[g] = tasks;
-    tasks += cut_of<T>(offsets[g + 1] - offsets[g], in, out).tasks();
-  }
-  first_task[groups] = tasks;
-  parallel_for(cpu.threads, tasks, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t low = 0, high = groups;  // first_task[low] ≤ i < first_task[high]
-      while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        (first_task[middle] <= i ? low : high) = middle;
-      }
-      const MatmulForward group{a.x.slice(offsets[low], offsets[low + 1]),
-                                a.weights[low].value,
-                                {},
-                                {},
-                                a.y.slice(offsets[low], offsets[low + 1]),
-                                1};
-      task<T>(group, cut_of<T>(group.x.rows(), in, out), i - first_task[low]);
-    }
-  });
+  for_grouped_tasks(
+      cpu.threads, a, [&](int64_t rows) { return cut_of<T>(rows, in, out); },
+      [&](int64_t g, const Cut& cut, int64_t i) {
+        const MatmulForward group{.x = a.x.slice(offsets[g], offsets[g + 1]),
+                                  .weight = a.weights[g].value,
+                                  .y = a.y.slice(offsets[g], offsets[g + 1]),
+                                  .alpha = 1};
+        task<T>(group, cut, i);
+      });
 }
 
 template <class Args>
