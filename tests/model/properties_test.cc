@@ -19,6 +19,20 @@ std::vector<TokenId> random_tokens(size_t count, int64_t vocab, uint32_t seed) {
   return tokens;
 }
 
+// All logits of a prompt that is fed to one slot, `piece` tokens at a time.
+std::vector<float> run_in_pieces(const Model& model, Context& ctx, const std::vector<TokenId>& prompt, size_t piece) {
+  StatePool states(model.state_spec(), 1);
+  const Slot slot = states.acquire();
+  std::vector<float> logits;
+  for (size_t at = 0; at < prompt.size(); at += piece) {
+    const auto begin = prompt.begin() + static_cast<std::ptrdiff_t>(at);
+    const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(std::min(prompt.size(), at + piece));
+    const std::vector<float> part = run(model, ctx, {{{begin, end}, slot.index()}}, &states);
+    logits.insert(logits.end(), part.begin(), part.end());
+  }
+  return logits;
+}
+
 class Properties : public ::testing::Test {
  protected:
   Properties() : model_(load_model(storyteller_folder(), threads_)), vocab_(model_->config().vocab) {}
@@ -38,15 +52,7 @@ TEST_F(Properties, AnySplitOfAPromptGivesTheSameLogits) {
   const std::vector<TokenId> prompt = random_tokens(150, vocab_, 1);
   const std::vector<float> whole = run(*model_, ctx_, {{prompt}});
   for (const size_t piece : {size_t{1}, size_t{2}, size_t{3}, size_t{7}, size_t{64}, size_t{149}, size_t{150}}) {
-    StatePool states(model_->state_spec(), 1);
-    const Slot slot = states.acquire();
-    std::vector<float> pieces;
-    for (size_t at = 0; at < prompt.size(); at += piece) {
-      const auto begin = prompt.begin() + static_cast<std::ptrdiff_t>(at);
-      const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(std::min(prompt.size(), at + piece));
-      const std::vector<float> part = run(*model_, ctx_, {{{begin, end}, slot.index()}}, &states);
-      pieces.insert(pieces.end(), part.begin(), part.end());
-    }
+    const std::vector<float> pieces = run_in_pieces(*model_, ctx_, prompt, piece);
     ASSERT_EQ(pieces.size(), whole.size());
     double worst = 0;
     for (size_t i = 0; i < whole.size(); ++i) worst = std::max(worst, std::abs(double{pieces[i]} - whole[i]));
@@ -156,15 +162,7 @@ TEST_P(EveryFamily, PiecesOfALongPromptGiveTheSameLogits) {
   double scale = 1;
   for (const float v : whole) scale = std::max(scale, std::abs(double{v}));
   for (const size_t piece : {size_t{65}, size_t{3}}) {
-    StatePool states(model_->state_spec(), 1);
-    const Slot slot = states.acquire();
-    std::vector<float> pieces;
-    for (size_t at = 0; at < prompt.size(); at += piece) {
-      const auto begin = prompt.begin() + static_cast<std::ptrdiff_t>(at);
-      const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(std::min(prompt.size(), at + piece));
-      const std::vector<float> part = run(*model_, ctx_, {{{begin, end}, slot.index()}}, &states);
-      pieces.insert(pieces.end(), part.begin(), part.end());
-    }
+    const std::vector<float> pieces = run_in_pieces(*model_, ctx_, prompt, piece);
     ASSERT_EQ(pieces.size(), whole.size());
     double worst = 0;
     for (size_t i = 0; i < whole.size(); ++i) {

@@ -1,6 +1,7 @@
 #include "elapid/cli/command.h"
 #include "elapid/cli/model_options.h"
 #include "elapid/cli/output.h"
+#include "elapid/core/widen.h"
 #include "elapid/infer/engine.h"
 #include "elapid/io/safetensors.h"
 #include "elapid/ops/cross_entropy/cross_entropy.h"
@@ -61,15 +62,6 @@ TokenId token_of(int64_t id, const std::string& name) {
   return static_cast<TokenId>(id);
 }
 
-template <class T>
-void copy_floats(const Tensor& tensor, std::vector<float>& values) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    T value;  // the file may be unaligned
-    std::memcpy(&value, static_cast<const char*>(tensor.data) + i * sizeof(T), sizeof(T));
-    values[i] = to_float(value);
-  }
-}
-
 // inputs_embeds [batch, length, d_model]; bf16 and f16 are widened.
 struct Embeddings {
   int64_t rows = 0, columns = 0, d_model = 0;
@@ -82,14 +74,11 @@ struct Embeddings {
 Embeddings read_embeddings(const Safetensors& file) {
   const Tensor& tensor = file.at("inputs_embeds");
   require(tensor.shape.rank == 3, "forward: inputs_embeds must have 3 dimensions, got ", tensor.shape.rank);
+  const bool floats = tensor.dtype == DType::f32 || tensor.dtype == DType::bf16 || tensor.dtype == DType::f16;
+  require(floats, "forward: inputs_embeds must be f32, bf16 or f16, got ", name_of(tensor.dtype));
   Embeddings result{tensor.shape[0], tensor.shape[1], tensor.shape[2],
                     std::vector<float>(static_cast<size_t>(tensor.size()))};
-  switch (tensor.dtype) {
-    case DType::f32: copy_floats<float>(tensor, result.values); break;
-    case DType::bf16: copy_floats<BFloat16>(tensor, result.values); break;
-    case DType::f16: copy_floats<Float16>(tensor, result.values); break;
-    default: fail(concat("forward: inputs_embeds must be f32, bf16 or f16, got ", name_of(tensor.dtype)));
-  }
+  widen(tensor.data, tensor.dtype, tensor.size(), result.values.data());
   return result;
 }
 
@@ -123,7 +112,7 @@ void read_states(const Safetensors& file, Inputs& inputs) {
     GivenState& state = inputs.states[name];
     state.shape = entry.tensor.shape;
     state.values.resize(static_cast<size_t>(entry.tensor.size()));
-    copy_floats<float>(entry.tensor, state.values);
+    widen(entry.tensor.data, entry.tensor.dtype, entry.tensor.size(), state.values.data());
   }
   if (!file.contains("state_lengths")) return;
   require(!inputs.states.empty(), "forward: state_lengths must come with state.* arrays, got none");

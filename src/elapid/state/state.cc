@@ -172,8 +172,9 @@ State State::parse(Bytes bytes, const std::string& what) {
     data->tensors.push_back(tensor);
   }
   if (file.metadata().contains("checksum")) {
-    require(meta("checksum") == checksum(*data), what, ": values must have the checksum ", meta("checksum"),
-            " that they were written with, got ", checksum(*data));
+    const std::string actual = checksum(*data);
+    require(meta("checksum") == actual, what, ": values must have the checksum ", meta("checksum"),
+            " that they were written with, got ", actual);
   }
   return State(std::move(data));
 }

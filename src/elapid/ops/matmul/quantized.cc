@@ -1,5 +1,7 @@
 #include "elapid/ops/matmul/quantized.h"
 
+#include "elapid/core/widen.h"
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -61,20 +63,6 @@ float quantize_int4(const float* w, uint8_t* codes) {
   return best_scale;
 }
 
-void read_floats(const char* from, DType dtype, int64_t n, float* to) {
-  const auto read = [&]<class T>(T value) {
-    for (int64_t i = 0; i < n; ++i) {
-      std::memcpy(&value, from + i * int64_t{sizeof value}, sizeof value);
-      to[i] = to_float(value);
-    }
-  };
-  switch (dtype) {
-    case DType::f32: read(float{}); break;
-    case DType::bf16: read(BFloat16{}); break;
-    default: read(Float16{}); break;
-  }
-}
-
 // Where the code of input k of a group goes: word, and bit in it.
 struct Place {
   int64_t word;
@@ -103,7 +91,7 @@ Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packin
           float w[kQuantGroup] = {};
           uint8_t codes[kQuantGroup];
           const int64_t first = g * kQuantGroup;
-          read_floats(from + first * size_of(rows.dtype()), rows.dtype(), std::min(kQuantGroup, in - first), w);
+          widen(from + first * size_of(rows.dtype()), rows.dtype(), std::min(kQuantGroup, in - first), w);
           if (!std::all_of(w, w + kQuantGroup, [](float v) { return std::isfinite(v); })) finite = false;
           const float scale = packing == Packing::int8 ? quantize_int8(w, codes) : quantize_int4(w, codes);
           char* group = to + g * group_bytes;
