@@ -16,6 +16,7 @@ struct Case {
   Range range = kMixed;                 // x, B, C and the state
   Range dt = {-4, 2}, A = {-4, -0.05};  // time steps as softplus makes them from trained models' values
   float dt_min = 0, dt_max = kInfinity;
+  Arithmetic arithmetic = Arithmetic::f32;
 };
 
 struct Operands {
@@ -36,6 +37,7 @@ Operands operands(Workbench& bench, const Case& c) {
   o.in.groups = c.groups;
   o.in.dt_min = c.dt_min;
   o.in.dt_max = c.dt_max;
+  o.in.arithmetic = c.arithmetic;
   if (c.ragged.slots != Slots::none) {
     o.state = bench.tensor({ragged_pool_rows(c.ragged), c.heads, c.head_dim, c.d_state}, c.range);
   }
@@ -55,7 +57,8 @@ reference::SsdScanInputs inputs(const Operands& o) {
           o.in.groups,
           static_cast<double>(o.in.dt_min),
           static_cast<double>(o.in.dt_max),
-          {}};
+          {},
+          o.in.arithmetic == Arithmetic::bf16};
 }
 
 std::string describe_case(const Case& c) {
@@ -85,6 +88,8 @@ Operation make(Workbench& bench, const Case& c) {
   };
   operation.expected.push_back(std::move(want.y));
   if (o.state) operation.expected.push_back(std::move(want.state));
+  operation.tiled = c.arithmetic == Arithmetic::bf16;
+  if (operation.tiled) operation.runs_at = [](Isa isa) { return isa == Isa::amx; };  // elsewhere it is float32
   return operation;
 }
 
@@ -146,8 +151,38 @@ Op<Case> extremes() {
   return op;
 }
 
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " in bf16";
+  for (Case& c : op.cases) c.arithmetic = Arithmetic::bf16;
+  return op;
+}
+
 TEST(SsdScan, Forward) { check_forward(shapes()); }
 TEST(SsdScan, Extremes) { check_forward(extremes()); }
+TEST(SsdScan, ForwardInBf16) { check_forward(in_bf16(shapes())); }
+TEST(SsdScan, ExtremesInBf16) { check_forward(in_bf16(extremes())); }
+
+// Below AMX level bf16 arithmetic is float32, bit for bit; at it, sequences too short for tiles are.
+TEST(SsdScan, ShortSequencesAreFloat32) {
+  Case c{{{5, 1, kSsdTiled - 1, 2}, Slots::permuted}, 2, 17, 33};
+  Workbench bench(4);
+  Operands o = operands(bench, c);
+  const Batch batch = bench.batch(sequences_of(c.ragged));
+  bench.snapshot();
+  for_each_isa([&](Isa) {
+    Lab lab(2);
+    Context ctx = lab.ctx();
+    std::vector<Bits> results;
+    for (const Arithmetic arithmetic : {Arithmetic::f32, Arithmetic::bf16}) {
+      bench.restore();
+      o.in.arithmetic = arithmetic;
+      results.push_back(bits_of(ssd_scan(ctx, o.in, batch, o.state)));
+      results.push_back(bits_of(o.state));
+    }
+    EXPECT_EQ(results[0], results[2]);
+    EXPECT_EQ(results[1], results[3]);
+  });
+}
 
 // Inputs near the end of float32's range, where only x is large: results are finite and within tolerance.
 TEST(SsdScan, HugeInputs) {
@@ -166,40 +201,43 @@ TEST(SsdScan, HugeInputs) {
 }
 
 TEST(SsdScan, SequenceIsTheSameAloneAndNanStaysInIt) {
-  const Case c{{{5, 1, 70, 1, 0, 2, 130, 64}, Slots::mixed}, 2, 17, 33, 1, Case::per_head, true, true};
-  constexpr int64_t kBad = 2;
-  Workbench bench(1);
-  const Operands o = operands(bench, c);
-  const reference::Sequences sequences = sequences_of(c.ragged);
-  const Batch batch = bench.batch(sequences);
-  std::vector<Batch> ones;
-  for (int64_t s = 0; s < sequences.count(); ++s) ones.push_back(bench.batch(alone(sequences, s)));
-  const int64_t bad_row = sequences.begin(kBad) + 30;
-  for (const Tensor& broken : {o.in.x, o.in.dt, o.in.B, o.in.C}) {
-    const float kept = broken.row<float>(bad_row)[0];
-    broken.row<float>(bad_row)[0] = __builtin_nanf("");
-    bench.snapshot();
-    for_each_isa([&](Isa) {
-      Lab lab(3);
-      Context ctx = lab.ctx();
-      bench.restore();
-      const Tensor y = ssd_scan(ctx, o.in, batch, o.state);
-      const Bits state = bits_of(o.state);
-      EXPECT_TRUE(std::isnan(y.row<float>(bad_row)[0]));
-      bench.restore();
-      for (int64_t s = 0; s < sequences.count(); ++s) {
-        const int64_t begin = sequences.begin(s), end = sequences.end(s);
-        SsdScan one = o.in;
-        for (Tensor* t : {&one.x, &one.dt, &one.B, &one.C}) *t = t->slice(begin, end);
-        const Tensor part = ssd_scan(ctx, one, ones[static_cast<size_t>(s)], o.state);
-        EXPECT_EQ(bits_of(part), bits_of(y.slice(begin, end))) << "sequence " << s;
-        for (const uint32_t bits : bits_of(part)) {
-          EXPECT_FALSE(s != kBad && std::isnan(std::bit_cast<float>(bits)));
+  for (const Arithmetic arithmetic : {Arithmetic::f32, Arithmetic::bf16}) {
+    Case c{{{5, 1, 70, 1, 0, 2, 130, 64}, Slots::mixed}, 2, 17, 33, 1, Case::per_head, true, true};
+    c.arithmetic = arithmetic;
+    constexpr int64_t kBad = 2;
+    Workbench bench(1);
+    const Operands o = operands(bench, c);
+    const reference::Sequences sequences = sequences_of(c.ragged);
+    const Batch batch = bench.batch(sequences);
+    std::vector<Batch> ones;
+    for (int64_t s = 0; s < sequences.count(); ++s) ones.push_back(bench.batch(alone(sequences, s)));
+    const int64_t bad_row = sequences.begin(kBad) + 30;
+    for (const Tensor& broken : {o.in.x, o.in.dt, o.in.B, o.in.C}) {
+      const float kept = broken.row<float>(bad_row)[0];
+      broken.row<float>(bad_row)[0] = __builtin_nanf("");
+      bench.snapshot();
+      for_each_isa([&](Isa) {
+        Lab lab(3);
+        Context ctx = lab.ctx();
+        bench.restore();
+        const Tensor y = ssd_scan(ctx, o.in, batch, o.state);
+        const Bits state = bits_of(o.state);
+        EXPECT_TRUE(std::isnan(y.row<float>(bad_row)[0]));
+        bench.restore();
+        for (int64_t s = 0; s < sequences.count(); ++s) {
+          const int64_t begin = sequences.begin(s), end = sequences.end(s);
+          SsdScan one = o.in;
+          for (Tensor* t : {&one.x, &one.dt, &one.B, &one.C}) *t = t->slice(begin, end);
+          const Tensor part = ssd_scan(ctx, one, ones[static_cast<size_t>(s)], o.state);
+          EXPECT_EQ(bits_of(part), bits_of(y.slice(begin, end))) << "sequence " << s;
+          for (const uint32_t bits : bits_of(part)) {
+            EXPECT_FALSE(s != kBad && std::isnan(std::bit_cast<float>(bits)));
+          }
         }
-      }
-      EXPECT_EQ(bits_of(o.state), state);
-    });
-    broken.row<float>(bad_row)[0] = kept;
+        EXPECT_EQ(bits_of(o.state), state);
+      });
+      broken.row<float>(bad_row)[0] = kept;
+    }
   }
 }
 

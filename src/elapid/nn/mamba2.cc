@@ -44,7 +44,8 @@ void Mamba2::forward(Context& ctx, const Tensor& h, const Epilogue& out, const P
                      .dt_bias = dt_bias_.value,
                      .groups = config_.groups,
                      .dt_min = config_.dt_min,
-                     .dt_max = config_.dt_max};
+                     .dt_max = config_.dt_max,
+                     .arithmetic = in_proj_.weight.arithmetic};
   const Tensor y = ssd_scan(ctx, scan, pass.batch, pass.state(ssm_state_));  // [T, d_inner]
   const Tensor gated = config_.gated_norm ? gated_rms_norm(ctx, y, z, norm_, config_.norm_eps, config_.norm_groups,
                                                            config_.norm_before_gate)

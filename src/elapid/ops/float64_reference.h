@@ -78,8 +78,9 @@ struct Sequences {
   [[nodiscard]] int64_t past_of(int64_t s) const { return past.empty() ? 0 : past[static_cast<size_t>(s)]; }
 };
 
-inline constexpr double kRounding = 0x1p-24;    // u
-inline constexpr double kUnderflow = 0x1p-149;  // the smallest subnormal: what a product may lose near zero
+inline constexpr double kRounding = 0x1p-24;     // u
+inline constexpr double kBf16Rounding = 0x1p-8;  // of an operand that is rounded to bf16
+inline constexpr double kUnderflow = 0x1p-149;   // the smallest subnormal: what a product may lose near zero
 // exp and exp2_product of cpu/simd.h are within 1.25 ulp, log, log1p_of_fraction and erf within 1.5
 // (tests/ops/simd_test.cc holds them to that); an ulp is at most 2 u.
 inline constexpr double kExpError = 2.5;

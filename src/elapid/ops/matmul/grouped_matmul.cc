@@ -38,7 +38,8 @@ Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weig
     return y;
   }
   const Tensor first_task = ctx.arena.alloc({groups + 1}, DType::i64);
-  launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task, room_to_round(ctx, x, weights.front())});
+  const Tensor rounded = room_to_round(ctx, x, weights.front(), groups);
+  launch(ctx, GroupedMatmulForward{x, y, weights.data(), offsets, first_task, rounded});
   return y;
 }
 

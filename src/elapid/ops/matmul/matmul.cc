@@ -99,9 +99,9 @@ Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, DType pac
   return {memory, packed, shape};
 }
 
-Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight) {
+Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight, int64_t groups) {
   if (weight.arithmetic == Arithmetic::f32 && !is_quantized(weight.packing)) return {};
-  return ctx.arena.alloc({rounded_bytes(x.rows(), x.cols())}, DType::u8);
+  return ctx.arena.alloc({rounded_bytes(x.rows(), x.cols(), groups)}, DType::u8);
 }
 
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {

@@ -73,12 +73,15 @@ struct MatmulForward {
 ELAPID_KERNEL(MatmulForward)
 ELAPID_AMX_KERNEL(MatmulForward)
 
-// For x rounded to bf16: as floats, or as bf16 with what a tile of sixteen rows may read behind the last one; columns
-// up to a multiple of kPackDepth, or of the groups of quantized weights.
-ELAPID_INLINE constexpr int64_t rounded_bytes(int64_t rows, int64_t in) {
-  return (rows + kPackBlock) * (packed_depth(in) + kPackDepth) * size_of(DType::f32);
+// For x rounded to bf16: as floats, or as bf16 in tiles of sixteen rows, of which each group begins one; columns up to
+// a multiple of kPackDepth, or of the groups of quantized weights.
+ELAPID_INLINE constexpr int64_t rounded_bytes(int64_t rows, int64_t in, int64_t groups = 1) {
+  const int64_t depth = packed_depth(in) + kPackDepth;
+  const int64_t floats = rows * depth * size_of(DType::f32);
+  const int64_t tiles = (rows / kPackBlock + groups) * kPackBlock * depth * size_of(DType::bf16);
+  return floats > tiles ? floats : tiles;
 }
 // In the arena; empty where x is used as it is.
-Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight);
+Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight, int64_t groups = 1);
 
 }  // namespace elapid

@@ -35,10 +35,11 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
     if (length > 1) chunks += (length + kSsdChunk - 1) / kSsdChunk;
   }
   chunk_begin.ptr<int64_t>()[sequences] = chunks;
-  const Tensor scores = ctx.arena.alloc({chunks, groups, kSsdChunk, kSsdChunk}, DType::f32);
-  const Tensor scratch = ctx.arena.alloc({ctx.threads.size(), ssd_scratch_floats(head_dim, d_state)}, DType::f32);
+  const Tensor shared = ctx.arena.alloc({chunks * groups, ssd_chunk_floats(d_state, in.arithmetic)}, DType::f32);
+  const Tensor scratch =
+      ctx.arena.alloc({ctx.threads.size(), ssd_scratch_floats(head_dim, d_state, in.arithmetic)}, DType::f32);
   launch(ctx,
-         SsdScanForward{in, y, batch.offsets, batch.slots, state, chunk_begin, scores, scratch, head_dim, d_state});
+         SsdScanForward{in, y, batch.offsets, batch.slots, state, chunk_begin, shared, scratch, head_dim, d_state});
   return y;
 }
 

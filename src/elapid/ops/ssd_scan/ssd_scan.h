@@ -12,6 +12,7 @@
 
 #include "elapid/core/batch.h"
 #include "elapid/core/kernel.h"
+#include "elapid/core/param.h"
 
 namespace elapid {
 
@@ -27,7 +28,11 @@ struct SsdScan {
   Tensor dt_bias;  // [heads] f32, or empty
   int64_t groups = 1;
   float dt_min = 0, dt_max = __builtin_inff();
+  // bf16: where there are tiles, x, B, C, decayed scores and states are rounded to bf16 as operands of products, in
+  // sequences of at least kSsdTiled tokens. Sums and the state itself stay float32.
+  Arithmetic arithmetic = Arithmetic::f32;
 };
+inline constexpr int64_t kSsdTiled = 16;
 
 // state [slots, heads, head_dim, d_state] f32, or empty when no sequence has a slot: initial states before, final ones
 // after. Returns y [T, heads · head_dim] f32.
@@ -38,18 +43,28 @@ struct SsdScanForward {
   Tensor y;
   Tensor offsets, slots, state;  // as in Batch; see above
   Tensor chunk_begin;            // [S+1] i64: index of each sequence's first chunk (sequences of one token have none)
-  Tensor scores;                 // scratch [chunks, groups, kSsdChunk, kSsdChunk]: C Bᵀ of each chunk
+  Tensor chunks;                 // scratch [chunks · groups, ssd_chunk_floats()]: what the heads of a group share
   Tensor scratch;                // scratch [threads, ssd_scratch_floats()]
   int64_t head_dim, d_state;
 };
 ELAPID_KERNEL(SsdScanForward)
+ELAPID_AMX_KERNEL(SsdScanForward)
 
 ELAPID_INLINE constexpr int64_t ssd_padded(int64_t n) { return (n + 15) / 16 * 16; }
-// Floats of scratch one thread needs: transposed state, decayed scores, x twice, four rows of chunk scalars.
-ELAPID_INLINE constexpr int64_t ssd_scratch_floats(int64_t head_dim, int64_t d_state) {
+// d_state as the depth of tiles.
+ELAPID_INLINE constexpr int64_t ssd_depth(int64_t d_state) { return (d_state + 31) / 32 * 32; }
+// C Bᵀ [kSsdChunk, kSsdChunk]; C and Bᵀ in bf16 tiles.
+ELAPID_INLINE constexpr int64_t ssd_chunk_floats(int64_t d_state, Arithmetic arithmetic) {
+  return kSsdChunk * kSsdChunk + (arithmetic == Arithmetic::bf16 ? kSsdChunk * ssd_depth(d_state) : 0);
+}
+// Floats of scratch one thread needs: four rows of chunk scalars; transposed state, decayed scores, x twice; in tiles
+// the same in bf16 beside it, products, and what comes into the state.
+ELAPID_INLINE constexpr int64_t ssd_scratch_floats(int64_t head_dim, int64_t d_state, Arithmetic arithmetic) {
   const int64_t per_head = ssd_padded(head_dim) * (d_state + 2 * kSsdChunk) + kSsdChunk * kSsdChunk;
   const int64_t per_group = d_state * kSsdChunk;
-  return (per_head > per_group ? per_head : per_group) + 4 * kSsdChunk;
+  const int64_t tiles = ssd_padded(head_dim) * (ssd_depth(d_state) / 2 * 5 + 3 * kSsdChunk) + kSsdChunk * kSsdChunk / 2;
+  const int64_t floats = per_head > per_group ? per_head : per_group;
+  return 4 * kSsdChunk + ssd_padded(arithmetic == Arithmetic::bf16 && tiles > floats ? tiles : floats);
 }
 
 }  // namespace elapid

@@ -25,6 +25,7 @@ struct SsdScanInputs {
   int64_t groups = 1;
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();
   std::vector<int64_t> resumed;  // tokens at which another call takes over the state: chunks begin anew
+  bool bf16 = false;             // operands of products may be rounded to bf16, where subnormals count as zero
 };
 
 struct SsdScanExpected {
@@ -44,6 +45,10 @@ inline SsdScanExpected ssd_scan(const SsdScanInputs& in, const Sequences& sequen
   const int64_t heads = in.dt.cols, head_dim = in.x.cols / heads, d_state = in.B.cols / in.groups;
   // Past e^−104 float32 has only zero, so an implementation may cap a step at any larger distance.
   constexpr double kFarthestStep = 200;
+  // Of B and weighted x as they enter the state; of C and the state, or of scores' B and C, mixed scores and x, in y.
+  const double in_state = in.bf16 ? 2 * kBf16Rounding / kRounding : 0;
+  const double in_output = in.bf16 ? 4 * kBf16Rounding / kRounding : 0;
+  const double flushed = in.bf16 ? std::numeric_limits<float>::min() : 0;
   struct Element {
     double value = 0;    // S
     double terms = 0;    // M
@@ -90,11 +95,14 @@ inline SsdScanExpected ssd_scan(const SsdScanInputs& in, const Sequences& sequen
             e.history += std::abs(term);
             // The term: dt's error, an exp and four products. Its joining the sum: one rounding.
             e.error += std::abs(xb) * dt.error / kRounding + (kExpError + 4) * std::abs(term) + e.terms;
+            e.error += in_state * std::abs(term) +
+                       flushed / kRounding * (std::abs(x) + std::abs(in.B(t, group * d_state + n)));
             const double c = in.C(t, group * d_state + n);
             y += c * e.value;
             y_terms += std::abs(c) * e.terms;
             y_error += std::abs(c) * e.error;
             history += std::abs(c) * e.history;
+            y_error += in_output * std::abs(c) * e.terms + flushed / kRounding * (std::abs(c) + e.terms);
           }
           const double skip =
               in.D ? in.D[in.D.values.size() == static_cast<size_t>(heads) ? h : h * head_dim + p] * x : 0.0;
