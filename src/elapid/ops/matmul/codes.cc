@@ -23,6 +23,14 @@ struct PackedGroup {
 
   [[nodiscard]] uint32_t& word(int64_t k) const { return words[quant_place(packing, k).word * kPackBlock + lane]; }
   void set(int64_t k, unsigned code) const { word(k) |= code << quant_place(packing, k).bit; }
+  // All codes of the group, as a file has them.
+  void set(const uint8_t* codes) const {
+    for (int64_t w = 0; w < quant_place(packing, kQuantGroup).word; ++w) {
+      uint32_t four;
+      std::memcpy(&four, codes + 4 * w, 4);
+      words[w * kPackBlock + lane] = packing == Packing::int8 ? four : joined(four >> 4) | joined(four) << 16;
+    }
+  }
   [[nodiscard]] unsigned get(int64_t k) const {
     return word(k) >> quant_place(packing, k).bit & (packing == Packing::int8 ? 255u : 15u);
   }
@@ -31,7 +39,29 @@ struct PackedGroup {
   int64_t lane;
   char* scale;
   uint32_t* words;
+
+ private:
+  // The low halves of four bytes.
+  static uint32_t joined(uint32_t bytes) {
+    bytes &= 0x0f0f0f0fu;
+    bytes = (bytes | bytes >> 4) & 0x00ff00ffu;
+    return (bytes | bytes >> 8) & 0xffffu;
+  }
 };
+
+template <class T, class Round>
+void decode(const CodedRows& rows, int64_t row, T* to, const Round& round) {
+  const int64_t columns = rows.shape[1], start = rows.first + row * rows.pitch,
+                offset = rows.row_groups > 0 ? rows.column : start;  // of the first group's codes
+  for (int64_t c = 0; c < columns;) {
+    const int64_t end = std::min(columns, c + rows.group - (offset + c) % rows.group);
+    const float scale = rows.scales[static_cast<size_t>(rows.scale_index(row, c))];
+    for (; c < end; ++c) {
+      const unsigned code = rows.code(row, c);
+      to[c] = round(scale * (rows.bits == 8 ? static_cast<float>(static_cast<int8_t>(code)) : rows.levels[code]));
+    }
+  }
+}
 
 }  // namespace
 
@@ -43,17 +73,10 @@ std::optional<Packing> exact_packing(const CodedRows& rows) {
 }
 
 void decode_row(const CodedRows& rows, int64_t row, void* to) {
-  char* at = static_cast<char*>(to);
-  for (int64_t c = 0; c < rows.shape[1]; ++c, at += size_of(rows.dtype)) {
-    const unsigned code = rows.code(row, c);
-    const float level = rows.bits == 8 ? static_cast<float>(static_cast<int8_t>(code)) : rows.levels[code],
-                value = rows.scales[static_cast<size_t>(rows.scale_index(row, c))] * level;
-    const auto put = [&](auto element) { std::memcpy(at, &element, sizeof element); };
-    switch (rows.dtype) {
-      case DType::f32: put(value); break;
-      case DType::bf16: put(to_bf16(value)); break;
-      default: put(to_f16(value)); break;
-    }
+  switch (rows.dtype) {
+    case DType::f32: return decode(rows, row, static_cast<float*>(to), [](float v) { return v; });
+    case DType::bf16: return decode(rows, row, static_cast<BFloat16*>(to), [](float v) { return to_bf16(v); });
+    default: return decode(rows, row, static_cast<Float16*>(to), [](float v) { return to_f16(v); });
   }
 }
 
@@ -78,7 +101,12 @@ Tensor pack_codes(ThreadPool& threads, std::span<const CodedRows* const> parts, 
         const PackedGroup to(memory, packing, groups, o, g);
         const int64_t first = g * kQuantGroup;
         std::memcpy(to.scale, &from.scales[static_cast<size_t>(from.scale_index(row, first))], 4);
-        for (int64_t k = 0; k < kQuantGroup; ++k) to.set(k, first + k < in ? from.code(row, first + k) : zero);
+        const int64_t at = (from.first + row * from.pitch + first) * from.bits;  // in bits
+        if (first + kQuantGroup <= in && at % 8 == 0) {
+          to.set(&from.codes[static_cast<size_t>(at / 8)]);
+        } else {
+          for (int64_t k = 0; k < kQuantGroup; ++k) to.set(k, first + k < in ? from.code(row, first + k) : zero);
+        }
       }
     }
   });
