@@ -46,7 +46,7 @@ class Folder {
   template <class T>
   Tensor put(const std::string& name, DType dtype, Shape shape, const std::vector<T>& values) {
     const Tensor t = make(name, dtype, shape);
-    std::memcpy(t.data, values.data(), static_cast<size_t>(t.bytes()));
+    if (t.bytes() > 0) std::memcpy(t.data, values.data(), static_cast<size_t>(t.bytes()));
     return t;
   }
   void write(const fs::path& folder) const {
