@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -298,7 +299,8 @@ class BadInput(CliTest):
         loop = self.folder / "loop"
         loop.symlink_to(loop)
         for path in (loop, self.folder / "typo", STORYTELLER / "config.json", "a" * 5000):
-            for command in (("generate", "hi"), ("score",), ("inspect",), ("tokenize",), ("convert", "--output", self.folder / "o")):
+            for command in (("generate", "hi"), ("score",), ("inspect",), ("tokenize",), ("convert", "--output", self.folder / "o"),
+                            ("quantize", "--dtype", "int8", "--output", self.folder / "o")):
                 with self.subTest(command=command[0], path=str(path)[:60]):
                     self.refused(*command, "--model", path, stdin=b"some text", says="--model: must be a folder", code=1)
         self.refused("generate", "hi", "--save-state", loop / "state", says="--save-state")
@@ -338,7 +340,7 @@ class BadInput(CliTest):
         self.refused("generate", "Hello", "--temperature", code=2, says="--temperature")
         self.refused("generate", "Hello", "--save-state", "x", "--num-return", "2", code=2, says="--save-state")
         self.refused("generate", "Hello", "--save-state", self.folder / "no" / "x", says="--save-state")
-        for command in ("generate", "forward", "tokenize", "score", "inspect", "bench"):
+        for command in ("generate", "forward", "tokenize", "score", "inspect", "quantize", "bench"):
             with self.subTest(command):
                 self.refused(command, "--no-such-flag", code=2, says=(command, "got --no-such-flag"))
                 self.refused(command, "-x", code=2)
@@ -1120,7 +1122,8 @@ class Inspect(CliTest):
     def test_a_folder(self):
         got = self.json("inspect", "--model", STORYTELLER)
         self.assertEqual(list(got), ["family", "layers", "parameters", "bytes", "dtypes", "state_bytes_per_sequence",
-                                     "unknown_config_keys", "notes", "state_bytes_per_token"])
+                                     "unknown_config_keys", "notes", "state_bytes_per_token", "quantization"])
+        self.assertIsNone(got["quantization"])
         self.assertEqual((got["family"], got["layers"], got["parameters"]), ("mamba2", 12, 13500720))
         weights = sum(len(read_header(p)[1]) for p in STORYTELLER.glob("*.safetensors"))
         self.assertEqual(got["bytes"], weights)
@@ -1144,6 +1147,163 @@ class Inspect(CliTest):
         forced = self.json("inspect", "--devices", env={"ELAPID_FORCE_ISA": "baseline"})["devices"]
         self.assertEqual(forced[0]["active_isa"], "baseline")
         self.assertIn(b"cpu", self.out("inspect", "--devices"))
+
+
+class Quantize(CliTest):
+    """A folder in 8 or 4 bits is what loading the original so would hold: on every instruction set."""
+
+    def quantized(self, dtype, *arguments):
+        target = self.folder / dtype
+        return target, self.json("quantize", "--model", STORYTELLER, "--dtype", dtype, "--output", target, *arguments)
+
+    def test_a_folder_loads_as_it_would_have_been_rounded(self):
+        text = HOUND.read_bytes()[:1500].rsplit(b" ", 1)[0]
+        levels = self.json("inspect", "--devices")["devices"][0]["isa"]
+        for dtype, bits, code in (("int8", 8, "int8"), ("int4", 4, "nf4")):
+            with self.subTest(dtype):
+                target, done = self.quantized(dtype)
+                self.assertEqual((done["family"], done["dtype"]), ("mamba2", dtype))
+                # in_proj and out_proj of twelve layers; the tied head is the embedding, which is looked up as stored.
+                self.assertEqual(done["quantized_tensors"], 24)
+                self.assertEqual(set(done["side_files"]), {p.name for p in target.iterdir()} -
+                                 {"config.json", "model.safetensors"})
+                self.assertIn("tokenizer.json", done["side_files"])
+                self.assertEqual(done["bytes"], len(read_header(target / "model.safetensors")[1]) -
+                                 self.padding(target / "model.safetensors"))
+                self.assertLess(done["bytes"], done["original_bytes"])
+                inspected = self.json("inspect", "--model", target)
+                self.assertEqual(inspected["quantization"], {"method": "elapid", "bits": bits, "code": code})
+                self.assertEqual(inspected["parameters"], 13500720)
+                self.assertEqual(inspected["bytes"], done["bytes"])
+                self.assertIn(code, inspected["dtypes"])
+                self.assertEqual(inspected["unknown_config_keys"], [])
+                for level in levels:
+                    score = [self.json("score", "--per-token", *arguments, stdin=text, env={"ELAPID_FORCE_ISA": level})
+                             for arguments in (("--model", STORYTELLER, "--dtype", dtype), ("--model", target),
+                                               ("--model", target, "--dtype", dtype))]
+                    self.assertEqual(score[0]["nll"], score[1]["nll"], level)
+                    self.assertEqual(score[0]["nll"], score[2]["nll"], level)
+
+    @staticmethod
+    def padding(path):
+        header, data = read_header(path)
+        return len(data) - sum(t["data_offsets"][1] - t["data_offsets"][0]
+                               for name, t in header.items() if name != "__metadata__")
+
+    def test_layout_on_disk(self):
+        """As docs/quantization.md has it, decoded here and compared with what was rounded."""
+        for dtype in ("int8", "int4"):
+            target, _ = self.quantized(dtype)
+            config = json.loads((target / "config.json").read_text())
+            self.assertEqual(config["quantization_config"],
+                             {"quant_method": "elapid", "version": 1, "bits": 8 if dtype == "int8" else 4,
+                              "group_size": 64, "code": "int8" if dtype == "int8" else "nf4"})
+            name = "backbone.layers.3.mixer.out_proj.weight"
+            source = next(p for p in STORYTELLER.glob("*.safetensors") if name in read_header(p)[0])
+            header, data = read_header(source)
+            rows, columns = header[name]["shape"]
+            begin, _ = header[name]["data_offsets"]
+            new_header, new_data = read_header(target / "model.safetensors")
+            codes_at, scales_at = (new_header[n]["data_offsets"][0] for n in (name, name + ".scales"))
+            groups = columns // 64
+            self.assertEqual(new_header[name]["dtype"], "U8")
+            self.assertEqual(new_header[name]["shape"], [rows, columns if dtype == "int8" else columns // 2])
+            self.assertEqual(new_header[name + ".scales"]["shape"], [rows, groups])
+            for row, group in ((0, 0), (7, groups - 1), (rows - 1, 1)):
+                want = [struct.unpack("<f", b"\0\0" + data[at:at + 2])[0]
+                        for at in range(begin + 2 * (row * columns + 64 * group), begin + 2 * (row * columns + 64 * group) + 128, 2)]
+                (scale,) = struct.unpack_from("<f", new_data, scales_at + 4 * (row * groups + group))
+                if dtype == "int8":
+                    got = [scale * q for q in struct.unpack_from("<64b", new_data, codes_at + row * columns + 64 * group)]
+                    bound = 0.5001 / 127
+                else:
+                    packed = new_data[codes_at + (row * columns + 64 * group) // 2:][:32]
+                    got = [scale * NF4[q] for byte in packed for q in (byte >> 4, byte & 15)]
+                    bound = 0.19  # half the widest step, or what a scale below the largest magnitude cuts off
+                largest = max(map(abs, want))
+                for a, b in zip(want, got, strict=True):
+                    self.assertLessEqual(abs(a - b), largest * bound)
+
+    def test_shards(self):
+        target, done = self.quantized("int4", "--max-shard-size", "4MB")
+        self.assertGreater(len(list(target.glob("model-*-of-*.safetensors"))), 1)
+        self.assertEqual(self.json("inspect", "--model", target)["bytes"], done["bytes"])
+
+    def test_loss_on_a_text(self):
+        text = self.folder / "text"
+        text.write_bytes(HOUND.read_bytes()[:4000].rsplit(b" ", 1)[0])
+        target, done = self.quantized("int4", "--calib", text, "--calib-dtype", "f32")
+        loss = done["loss"]
+        self.assertEqual(list(loss), ["tokens", "original_dtype", "original_perplexity", "perplexity",
+                                      "perplexity_change_percent", "kl_divergence"])
+        want = self.json("score", "--model", STORYTELLER, "--dtype", "f32", "--file", text)
+        rounded = self.json("score", "--model", target, "--file", text)
+        self.assertEqual((loss["tokens"], loss["original_dtype"]), (want["tokens"], "f32"))
+        self.assertAlmostEqual(loss["original_perplexity"] / want["perplexity"], 1, delta=1e-4)
+        self.assertAlmostEqual(loss["perplexity"] / rounded["perplexity"], 1, delta=5e-3)
+        self.assertAlmostEqual(loss["perplexity_change_percent"],
+                               100 * (loss["perplexity"] / loss["original_perplexity"] - 1), places=6)
+        # The divergence by its definition, over the logits of both.
+        ids = [int(x) for x in self.out("tokenize", "--model", STORYTELLER, "--file", text).split()][:120]
+        few, source = self.folder / "few", self.folder / "in.safetensors"
+        write_safetensors(source, {"input_ids": i64([ids])})
+        logits = []
+        for arguments in (("--model", STORYTELLER, "--dtype", "f32"), ("--model", target)):
+            self.out("forward", *arguments, "--input", source, "--output", few)
+            logits.append(read_safetensors(few)["logits"])
+        mean = 0
+        for position in range(len(ids) - 1):
+            p, q = (log_softmax(x.row(0, position)) for x in logits)
+            mean += sum(math.exp(a) * (a - b) for a, b in zip(p, q)) / (len(ids) - 1)
+        second = self.folder / "second"
+        short = self.json("quantize", "--model", STORYTELLER, "--dtype", "int4", "--output", second, "--calib", text,
+                          "--calib-dtype", "f32", "--calib-tokens", len(ids))["loss"]
+        self.assertEqual(short["tokens"], len(ids) - 1)
+        self.assertAlmostEqual(short["kl_divergence"] / mean, 1, delta=0.05)
+        human = self.out("quantize", "--model", STORYTELLER, "--dtype", "int8", "--output", self.folder / "third",
+                         "--calib", text, "--calib-tokens", "100").decode()
+        for part in ("KL divergence", "in bf16", " %", "99"):
+            self.assertIn(part, human)
+
+    def test_what_is_refused(self):
+        target, _ = self.quantized("int4")
+        quantize, new = ("quantize", "--model", STORYTELLER, "--dtype", "int8", "--output"), self.folder / "new"
+        self.refused(*quantize, target, says="must be a new or an empty folder")
+        self.refused("quantize", "--model", target, "--dtype", "int8", "--output", new,
+                     says=("quantize:", "must not be quantized yet, got nf4 by elapid"))
+        self.refused("convert", "--model", target, "--output", new, says=("convert:", "not quantized, got nf4 by elapid"))
+        self.refused("score", "--model", target, "--dtype", "int8", stdin=b"some text",
+                     says=("is stored in int4", "got int8"))
+        self.refused("quantize", "--model", TINY, "--dtype", "int8", "--output", new, says="128 inputs, got none")
+        self.refused(*quantize, new, "--calib", self.folder / "none", says="none")
+        empty = self.folder / "empty"
+        empty.write_bytes(b"")
+        self.refused(*quantize, new, "--calib", empty, says="at least two tokens")
+        for dtype in ("f32", "bf16", "auto", "int3"):
+            self.refused("quantize", "--model", STORYTELLER, "--output", new, "--dtype", dtype, code=2,
+                         says=f"--dtype: must be int8 or int4, got {dtype}")
+        self.refused("quantize", "--model", STORYTELLER, "--output", new, code=2, says="--dtype")
+        self.refused("quantize", "--model", STORYTELLER, "--dtype", "int8", code=2, says="--output")
+        self.refused("quantize", "--output", new, "--dtype", "int8", code=2, says="--model")
+        self.refused(*quantize, new, "--calib-tokens", "1", code=2, says="--calib-tokens")
+        self.refused(*quantize, new, "--calib-dtype", "int8", code=2, says="--calib-dtype")
+        self.refused(*quantize, new, "--max-shard-size", "big", code=2, says="--max-shard-size")
+        self.assertFalse(new.exists())
+        model = self.model_copy(STORYTELLER)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+        self.refused("inspect", "--model", model, says=("quantization_config", "gptq"))
+
+
+def log_softmax(x):
+    largest = max(x)
+    total = largest + math.log(sum(math.exp(v - largest) for v in x))
+    return [v - total for v in x]
+
+
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
 
 
 class Bench(CliTest):

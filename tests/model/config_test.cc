@@ -70,15 +70,51 @@ TEST(Config, UnknownKeysAreReportedAndMathematicsRefused) {
   EXPECT_EQ(parse(json).unknown_keys, std::vector<std::string>{"my_experiment"});
   json["logits_scaling"] = nullptr;  // off
   EXPECT_NO_THROW(parse(json));
-  const Json mathematics = {{"logits_scaling", 8.0},
-                            {"attn_layer_idx", {1, 3}},
-                            {"quantization_config", {{"bits", 4}}},
-                            {"num_local_experts", 4}};
+  const Json mathematics = {{"logits_scaling", 8.0}, {"attn_layer_idx", {1, 3}}, {"num_local_experts", 4}};
   for (const auto& [key, value] : mathematics.items()) {
     Json changed = storyteller();
     changed[key] = value;
     const std::string message = error_of([&] { parse(changed); });
     EXPECT_NE(message.find("config.json: " + key + ": must be absent or off"), std::string::npos) << message;
+  }
+}
+
+TEST(Config, QuantizationsAreKnownOrRefused) {
+  const auto read = [](const Json& value) {
+    Json json = storyteller();
+    json["quantization_config"] = value;
+    return parse(json).quantization;
+  };
+  EXPECT_FALSE(read(nullptr) || read(Json::object()));
+  const Json ours = {{"quant_method", "elapid"}, {"version", 1}, {"bits", 4}, {"group_size", 64}, {"code", "nf4"}},
+             theirs = {{"quant_method", "bitsandbytes"},
+                       {"load_in_4bit", true},
+                       {"load_in_8bit", false},
+                       {"bnb_4bit_quant_type", "nf4"},
+                       {"bnb_4bit_use_double_quant", true},
+                       {"bnb_4bit_compute_dtype", "bfloat16"},
+                       {"llm_int8_skip_modules", nullptr}};
+  EXPECT_EQ(read(ours)->code, "nf4");
+  EXPECT_EQ(read(theirs)->method, Quantization::Method::bitsandbytes);
+  const auto changed = [](Json json, const char* key, const Json& value) {
+    json[key] = value;
+    return json;
+  };
+  const std::pair<Json, const char*> bad[] = {
+      {3, "must be an object, got 3"},
+      {{{"bits", 4}}, "must be elapid's, or bitsandbytes' with load_in_4bit, got neither"},
+      {{{"quant_method", "gptq"}, {"bits", 4}}, "got quant_method \"gptq\""},
+      {changed(ours, "bits", 8), "code must be \"int8\", got \"nf4\""},
+      {changed(ours, "bits", 3), "bits must be 4, got 3"},
+      {changed(ours, "version", 2), "version must be 1, got 2"},
+      {changed(ours, "group_size", 128), "group_size must be 64, got 128"},
+      {changed(ours, "code", nullptr), "code must be \"nf4\", got null"},
+      {changed(theirs, "bnb_4bit_quant_type", "int4"), "bnb_4bit_quant_type must be nf4 or fp4, got \"int4\""},
+      {changed(changed(theirs, "load_in_4bit", false), "load_in_8bit", true), "got load_in_8bit"}};
+  for (const auto& [value, says] : bad) {
+    const std::string message = error_of([&, &value = value] { read(value); });
+    EXPECT_NE(message.find(concat("quantization_config: ")), std::string::npos) << message;
+    EXPECT_NE(message.find(says), std::string::npos) << message;
   }
 }
 

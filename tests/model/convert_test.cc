@@ -1,7 +1,5 @@
 #include "elapid/model/convert.h"
 
-#include "elapid/core/random.h"
-#include "elapid/model/checkpoint_rules.h"
 #include "tests/model/fixtures.h"
 
 #include <gtest/gtest.h>
@@ -74,32 +72,6 @@ TEST(Convert, TheGatedNormDecidesTheClass) {
   // Existing files are not written over.
   EXPECT_THROW(convert_checkpoint(from, folder.path() / "group"), Error);
 }
-
-// A checkpoint of random values with the tensors that a configuration asks for.
-class RandomCheckpoint {
- public:
-  explicit RandomCheckpoint(const ModelConfig& config) {
-    const CheckpointRules rules = checkpoint_rules(config);
-    Model model(config);
-    uint64_t stream = 0;
-    model.visit([&](const ParameterInfo& info) {
-      for (const NameRule& rule : rules.at(info.name)) {
-        const Shape shape = rule.shape.rank == 0 ? info.shape : rule.shape;
-        memory_.emplace_back(shape.size() * size_of(DType::f32));
-        const Tensor tensor(memory_.back().data(), DType::f32, shape);
-        for (int64_t i = 0; i < tensor.size(); ++i) {
-          tensor.ptr<float>()[i] = static_cast<float>(uniform(7, static_cast<uint64_t>(i), stream) - 0.5);
-        }
-        ++stream;
-        tensors.push_back({rule.theirs, tensor});
-      }
-    });
-  }
-  std::vector<NamedTensor> tensors;
-
- private:
-  std::vector<Buffer> memory_;
-};
 
 // Mistral's layout of a Mamba-2 model: the original's names behind "model.", its configuration in other words.
 TEST(Convert, ReadsMistralsLayout) {

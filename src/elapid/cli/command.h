@@ -17,6 +17,7 @@ Run prepare_eval(Flags& flags);
 Run prepare_forward(Flags& flags);
 Run prepare_generate(Flags& flags);
 Run prepare_inspect(Flags& flags);
+Run prepare_quantize(Flags& flags);
 Run prepare_score(Flags& flags);
 Run prepare_tokenize(Flags& flags);
 

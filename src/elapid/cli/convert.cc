@@ -38,16 +38,7 @@ Run prepare_convert(Flags& flags) {
   const auto o = std::make_shared<Options>();
   o->model.add(flags);
   flags.text("--output", "DIR", o->output, "The folder to write; must not exist, or be empty");
-  flags.option(
-      "--max-shard-size", "SIZE",
-      [o](const std::string& text) {
-        try {
-          o->max_shard_bytes = parse_byte_size(text, "--max-shard-size");
-        } catch (const Error& error) {
-          throw UsageError(error.what());
-        }
-      },
-      "Split the weights into files of at most SIZE, as in 5GB or 200MiB (default: 5GB)");
+  add_shard_size(flags, o->max_shard_bytes);
   flags.flag("--json", o->json, "Print one JSON object");
   flags.footer(
       "Writes config.json, safetensors and the tokenizer's files as transformers loads them. Tensors keep their values "

@@ -46,10 +46,15 @@ void run(const Options& o) {
   OrderedJson dtypes = OrderedJson::object();
   std::string dtype_text;
   for (const auto& [dtype, elements] : weights.elements_by_dtype) {
-    dtypes[std::string(name_of(dtype))] = elements;
-    dtype_text += concat(dtype_text.empty() ? "" : ", ", name_of(dtype), " (", elements, ")");
+    dtypes[std::string(dtype)] = elements;
+    dtype_text += concat(dtype_text.empty() ? "" : ", ", dtype, " (", elements, ")");
   }
+  const std::optional<Quantization>& quantization = config.quantization;
   if (o.json) {
+    const OrderedJson quantized = quantization ? OrderedJson{{"method", name_of(quantization->method)},
+                                                             {"bits", quantization->bits},
+                                                             {"code", quantization->code}}
+                                               : OrderedJson();
     return print_json(OrderedJson{{"family", config.family},
                                   {"layers", config.layers()},
                                   {"parameters", weights.parameters},
@@ -58,7 +63,8 @@ void run(const Options& o) {
                                   {"state_bytes_per_sequence", state_bytes},
                                   {"unknown_config_keys", config.unknown_keys},
                                   {"notes", config.notes},
-                                  {"state_bytes_per_token", token_bytes}});
+                                  {"state_bytes_per_token", token_bytes},
+                                  {"quantization", quantized}});
   }
   print(concat("family                    ", config.family, "\nlayers                    ", config.layers(),
                "\nparameters                ", weights.parameters, "\nbytes                     ", weights.bytes,

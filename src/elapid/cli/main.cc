@@ -21,7 +21,7 @@ struct Command {
   Run (*prepare)(Flags& flags);
 };
 
-constexpr std::array<Command, 9> kCommands = {{
+constexpr std::array<Command, 10> kCommands = {{
     {"generate", "Continue a prompt with a model, streaming the text", prepare_generate},
     {"chat", "Talk with a model, keeping only its state between turns", prepare_chat},
     {"forward", "Run tensors from a file through a model, for scripts and tests", prepare_forward},
@@ -30,6 +30,7 @@ constexpr std::array<Command, 9> kCommands = {{
     {"eval", "Zero-shot tasks, as lm-evaluation-harness computes them", prepare_eval},
     {"inspect", "What a model folder holds", prepare_inspect},
     {"convert", "Write a checkpoint of any dialect as a Hugging Face folder", prepare_convert},
+    {"quantize", "Write a copy of a checkpoint in 8 or 4 bits", prepare_quantize},
     {"bench", "Measure a model's speed", prepare_bench},
 }};
 

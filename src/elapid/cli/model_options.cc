@@ -1,6 +1,7 @@
 #include "elapid/cli/model_options.h"
 
 #include "elapid/cli/output.h"
+#include "elapid/io/checkpoint_writer.h"
 #include "elapid/io/file.h"
 #include "elapid/io/json.h"
 
@@ -45,15 +46,9 @@ std::filesystem::path bundled_model() {
 
 }  // namespace
 
-void ModelOptions::add(Flags& flags) {
+void ModelOptions::add_folder(Flags& flags) {
   flags.text("--model", "DIR", model, "Hugging Face folder (default: the bundled storyteller)");
   flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
-  flags.option(
-      "--dtype", "T", [this](const std::string& text) { precision = parse_precision(text); },
-      "f32: float32 arithmetic over the weights as stored | bf16: bf16 products, float32 sums, states and norms | "
-      "int8, "
-      "int4: that, with weights rounded to 8 or 4 bits while loading | auto: bf16 where the checkpoint is bf16 or f16, "
-      "else f32 (default: auto)");
   flags.option(
       "--gated-norm", "NORM",
       [this](const std::string& text) {
@@ -64,6 +59,16 @@ void ModelOptions::add(Flags& flags) {
       },
       "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
   flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
+}
+
+void ModelOptions::add(Flags& flags) {
+  add_folder(flags);
+  flags.option(
+      "--dtype", "T", [this](const std::string& text) { precision = parse_precision(text); },
+      "f32: float32 arithmetic over the weights as stored | bf16: bf16 products, float32 sums, states and norms | "
+      "int8, int4: that, with weights rounded to 8 or 4 bits while loading | auto: as a quantized checkpoint says, "
+      "bf16 "
+      "where it is bf16 or f16, else f32 (default: auto)");
 }
 
 void ModelOptions::add_tokenizer(Flags& flags) {
@@ -106,6 +111,19 @@ Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder
 int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer) {
   const int64_t rows = config.tokens > 0 ? config.tokens : config.vocab;
   return tokenizer == nullptr ? rows : std::min(rows, tokenizer->vocab_size());
+}
+
+void add_shard_size(Flags& flags, int64_t& bytes) {
+  flags.option(
+      "--max-shard-size", "SIZE",
+      [&bytes](const std::string& text) {
+        try {
+          bytes = parse_byte_size(text, "--max-shard-size");
+        } catch (const Error& error) {
+          throw UsageError(error.what());
+        }
+      },
+      "Split the weights into files of at most SIZE, as in 5GB or 200MiB (default: 5GB)");
 }
 
 void add_chunk(Flags& flags, int64_t& chunk) {

@@ -20,7 +20,9 @@ struct ModelOptions {
   std::optional<Precision> precision;
   int64_t threads = 0;  // 0: all that this process may use
 
-  // --model --device --dtype --gated-norm --threads
+  // --model --device --gated-norm --threads
+  void add_folder(Flags& flags);
+  // These and --dtype
   void add(Flags& flags);
   void add_tokenizer(Flags& flags);
 
@@ -37,6 +39,9 @@ struct ModelOptions {
 
 // Ids from here on are never drawn: rows of a padded vocabulary, and ids that the tokenizer, where there is one, lacks.
 int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer);
+
+// --max-shard-size of the commands that write a folder.
+void add_shard_size(Flags& flags, int64_t& bytes);
 
 // What --chunk means to every command that has it.
 void add_chunk(Flags& flags, int64_t& chunk);

@@ -45,6 +45,8 @@ DType dtype_of(const ParameterInfo& info, const ModelBuilder::Source& source) {
     const DType d = part.rows.dtype;
     require(d == DType::f32 || d == DType::bf16 || d == DType::f16, "load model: ", info.param->name,
             " must be f32, bf16 or f16, got ", name_of(d));
+    require(!part.coded || info.role == Role::matrix || info.role == Role::router, "load model: ", info.param->name,
+            " must not be quantized, got codes");
     require(d == dtype || (info.role != Role::matrix && info.role != Role::router), "load model: all parts of ",
             info.name, " must be of one element type, got ", name_of(dtype), " and ", name_of(d));
   }
@@ -55,13 +57,105 @@ Packing packing_of(Precision precision) {
   return precision == Precision::int8 ? Packing::int8 : precision == Precision::int4 ? Packing::int4 : Packing::tiles;
 }
 
+// From the first to the last byte of a part in its file, scales apart.
+Bytes bytes_of(const ModelBuilder::Part& part) {
+  if (part.coded) {
+    const CodedRows& c = *part.coded;
+    const auto begin = static_cast<size_t>(c.first * c.bits / 8),
+               end = static_cast<size_t>(((c.shape[0] - 1) * c.pitch + c.first + c.shape[1]) * c.bits + 7) / 8;
+    return std::as_bytes(c.codes.subspan(begin, end - begin));
+  }
+  const int64_t elements = (part.rows.shape[0] - 1) * part.rows.row_stride() + part.rows.shape[1];
+  return {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))};
+}
+
+// The precision that holds all of a parameter's codes exactly.
+std::optional<Precision> precision_of_codes(const ModelBuilder::Source& source) {
+  std::optional<Packing> packing;
+  for (const ModelBuilder::Part& part : source.parts) {
+    const std::optional<Packing> exact = part.coded ? exact_packing(*part.coded) : std::nullopt;
+    if (!exact || (packing && packing != exact)) return {};
+    packing = exact;
+  }
+  return packing == Packing::int8 ? Precision::int8 : Precision::int4;
+}
+
 int64_t bytes_in(Precision precision, Shape shape, DType stored) {
   const Packing packing = packing_of(precision);
   if (is_quantized(packing)) return quantized_bytes(shape, packing);
   return packed_bytes(shape, precision == Precision::bf16 ? DType::bf16 : stored);
 }
 
+Tensor pack_rows(ThreadPool& threads, std::span<const Tensor> rows, Precision precision, const std::string& name,
+                 void* memory) {
+  const Packing packing = packing_of(precision);
+  if (is_quantized(packing)) return pack_quantized(threads, rows, packing, memory, name);
+  return pack_weight(threads, rows, precision == Precision::bf16 ? DType::bf16 : rows.front().dtype, memory);
+}
+
+// Rows that are stored in codes, decoded a few at a time.
+void pack_decoded(ThreadPool& threads, const ModelBuilder::Source& source, Shape shape, Precision precision,
+                  const std::string& name, char* memory) {
+  constexpr int64_t kRoom = int64_t{16} << 20;
+  const DType dtype = source.parts.front().rows.dtype;
+  const int64_t row_bytes = shape[1] * size_of(dtype);
+  const int64_t step = std::min(shape[0], std::max<int64_t>(1, kRoom / row_bytes / kPackBlock) * kPackBlock);
+  Buffer room(step * row_bytes);
+  auto* const rows = static_cast<char*>(room.data());
+  for (int64_t first = 0; first < shape[0]; first += step) {
+    const int64_t count = std::min(step, shape[0] - first);
+    parallel_for(threads, count, kPackBlock, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) {
+        size_t p = 0;
+        int64_t row = first + r;
+        for (; row >= source.parts[p].rows.shape[0]; ++p) row -= source.parts[p].rows.shape[0];
+        const ModelBuilder::Part& part = source.parts[p];
+        if (part.coded) {
+          decode_row(*part.coded, row, rows + r * row_bytes);
+        } else {
+          const char* from = static_cast<const char*>(part.rows.data) + row * part.rows.row_stride() * size_of(dtype);
+          std::memcpy(rows + r * row_bytes, from, static_cast<size_t>(row_bytes));
+        }
+      }
+    });
+    const Tensor decoded(rows, dtype, {count, shape[1]});
+    pack_rows(threads, {&decoded, 1}, precision, name, memory + bytes_in(precision, {first, shape[1]}, dtype));
+  }
+}
+
+// A parameter's parts → memory of bytes_in() its precision.
+Tensor pack_parts(ThreadPool& threads, const ModelBuilder::Source& source, Shape shape, Precision precision,
+                  const std::string& name, void* memory) {
+  if (is_quantized(packing_of(precision)) && precision_of_codes(source) == precision) {
+    std::vector<const CodedRows*> coded;
+    for (const ModelBuilder::Part& part : source.parts) coded.push_back(part.coded.get());
+    return pack_codes(threads, coded, packing_of(precision), memory);
+  }
+  const auto is_coded = [](const ModelBuilder::Part& part) { return part.coded != nullptr; };
+  if (std::none_of(source.parts.begin(), source.parts.end(), is_coded)) {
+    std::vector<Tensor> rows;
+    for (const ModelBuilder::Part& part : source.parts) rows.push_back(part.rows);
+    return pack_rows(threads, rows, precision, name, memory);
+  }
+  pack_decoded(threads, source, shape, precision, name, static_cast<char*>(memory));
+  const DType stored = source.parts.front().rows.dtype;
+  return {memory,
+          is_quantized(packing_of(precision)) ? DType::u8
+          : precision == Precision::bf16      ? DType::bf16
+                                              : stored,
+          shape};
+}
+
 }  // namespace
+
+Precision precision_for(const ParameterInfo& info, DType stored, std::optional<Precision> asked) {
+  if (info.role == Role::router) return Precision::f32;
+  const Precision precision = asked.value_or(stored == DType::f32 ? Precision::f32 : Precision::bf16);
+  if (precision <= Precision::bf16) return precision;
+  // Small ones save nothing, and what follows from Mamba-1's dt_rank is sensitive.
+  if (info.shape[1] < 2 * kQuantGroup) return Precision::bf16;
+  return info.role == Role::table || info.name == "head.weight" ? Precision::int8 : precision;
+}
 
 ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision)
     : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
@@ -75,19 +169,15 @@ void* ModelBuilder::take(int64_t bytes) {
   return at;
 }
 
-Precision ModelBuilder::precision_of(const ParameterInfo& info, DType stored) const {
-  if (info.role == Role::router) return Precision::f32;
-  const Precision asked = precision_.value_or(stored == DType::f32 ? Precision::f32 : Precision::bf16);
-  if (asked <= Precision::bf16) return asked;
-  // Small ones save nothing, and what follows from Mamba-1's dt_rank is sensitive.
-  if (info.shape[1] < 2 * kQuantGroup) return Precision::bf16;
-  const bool is_head = info.role == Role::table || info.param == &model_->head_;
-  return is_head ? Precision::int8 : asked;
+Precision ModelBuilder::precision_of(const ParameterInfo& info, const Source& source) const {
+  const std::optional<Precision> exact = info.role == Role::router ? std::nullopt : precision_of_codes(source);
+  if (exact && precision_.value_or(*exact) == *exact) return *exact;
+  return precision_for(info, source.parts.front().rows.dtype, precision_);
 }
 
 int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source) const {
   const DType dtype = dtype_of(info, source);
-  const int64_t packed = aligned(bytes_in(precision_of(info, dtype), info.shape, dtype));
+  const int64_t packed = aligned(bytes_in(precision_of(info, source), info.shape, dtype));
   switch (info.role) {
     case Role::matrix:
     case Role::router: return packed;
@@ -127,24 +217,19 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   Param& param = *info.param;
   Model::Weights& weights = model.weights_;
   for (const Part& part : source.parts) {
-    const DType dtype = part.rows.dtype;
+    const std::string_view dtype = part.coded ? part.coded->name : name_of(part.rows.dtype);
     const int64_t size = part.rows.size();
     weights.parameters += size;
-    weights.bytes += size * size_of(dtype);
+    weights.bytes += part.coded ? part.coded->stored_bytes : size * size_of(part.rows.dtype);
     auto& by_dtype = weights.elements_by_dtype;
     const auto same = std::find_if(by_dtype.begin(), by_dtype.end(), [&](const auto& e) { return e.first == dtype; });
     same == by_dtype.end() ? by_dtype.emplace_back(dtype, size).second : same->second += size;
   }
   const auto pack = [&](Param& to) {
-    std::vector<Tensor> rows;
-    for (const Part& part : source.parts) rows.push_back(part.rows);
-    const Precision precision = precision_of(info, rows.front().dtype);
-    const DType stored = rows.front().dtype;
-    const int64_t bytes = bytes_in(precision, info.shape, stored);
+    const Precision precision = precision_of(info, source);
+    const int64_t bytes = bytes_in(precision, info.shape, source.parts.front().rows.dtype);
     to.packing = packing_of(precision);
-    to.value = is_quantized(to.packing)
-                   ? pack_quantized(threads_, rows, to.packing, take(bytes), param.name)
-                   : pack_weight(threads_, rows, precision == Precision::bf16 ? DType::bf16 : stored, take(bytes));
+    to.value = pack_parts(threads_, source, info.shape, precision, param.name, take(bytes));
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
@@ -193,10 +278,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   }
   // What was copied is not needed twice; a table's rows come back when they are looked up.
   for (const Part& part : source.parts) {
-    if (!part.file || part.rows.shape[0] == 0) continue;
-    const int64_t elements = (part.rows.shape[0] - 1) * part.rows.row_stride() + part.rows.shape[1];
-    part.file->drop_pages(
-        {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))});
+    if (part.file && part.rows.shape[0] > 0) part.file->drop_pages(bytes_of(part));
   }
 }
 

@@ -3,6 +3,7 @@
 // ModelBuilder: puts weights, wherever they come from, into the memory form that each parameter's role asks for.
 
 #include "elapid/model/model.h"
+#include "elapid/ops/matmul/codes.h"
 
 #include <functional>
 #include <map>
@@ -13,6 +14,10 @@
 
 namespace elapid {
 
+// What a matrix of `stored` type is held in when `asked`, or nothing, is asked for the model's. `info` may be that of a
+// table from which the head is packed.
+Precision precision_for(const ParameterInfo& info, DType stored, std::optional<Precision> asked);
+
 class ModelBuilder {
  public:
   // Some rows of a parameter in the checkpoint's form, as a matrix (see as_matrix() in checkpoint_rules.h); may be
@@ -20,6 +25,9 @@ class ModelBuilder {
   struct Part {
     Tensor rows;
     std::shared_ptr<const MappedFile> file;
+    // Where the file has codes: these rows, which then have no data, only the type and shape that they decode to. No
+    // scales are needed as long as values are not.
+    std::shared_ptr<const CodedRows> coded{};
   };
   // One parameter: its parts' rows, one after another. Parameters of the same key, unless it is empty, are one in
   // memory.
@@ -41,7 +49,7 @@ class ModelBuilder {
 
  private:
   // What the matrix of a parameter, or the head that is packed from a table, is held in.
-  [[nodiscard]] Precision precision_of(const ParameterInfo& info, DType stored) const;
+  [[nodiscard]] Precision precision_of(const ParameterInfo& info, const Source& source) const;
   [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);
   void* take(int64_t bytes);

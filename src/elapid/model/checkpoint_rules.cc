@@ -1,6 +1,7 @@
 #include "elapid/model/checkpoint_rules.h"
 
 #include "elapid/core/error.h"
+#include "elapid/model/quantization.h"
 
 #include <cstring>
 #include <set>
@@ -8,12 +9,6 @@
 
 namespace elapid {
 namespace {
-
-std::string shown(const Shape& shape) {
-  std::string text = "[";
-  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
 
 bool same_bytes(const Tensor& a, const Tensor& b) {
   return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
@@ -27,6 +22,12 @@ CheckpointRules checkpoint_rules(const ModelConfig& config) {
     rules[rule.ours].push_back(std::move(rule));
   }
   return rules;
+}
+
+std::string shown(const Shape& shape) {
+  std::string text = "[";
+  for (int i = 0; i < shape.rank; ++i) text += concat(i == 0 ? "" : ", ", shape[i]);
+  return text + "]";
 }
 
 Tensor as_matrix(const Tensor& t) {
@@ -52,8 +53,10 @@ void check_tensors(const ModelConfig& config, const Checkpoint& weights, const C
   for (const auto& [name, entry] : weights.entries()) {
     // What modules keep beside their weights and compute anew: earlier releases saved these buffers, too.
     const bool buffer = name.ends_with(".inv_freq") || name.ends_with(".num_batches_tracked");
-    require(read.contains(name) || buffer || (family.ignores != nullptr && family.ignores(name)), what,
-            ": every tensor must be one that ", config.family, " has, got ", name);
+    const std::string_view matrix = config.quantization ? coded_matrix_of(*config.quantization, name) : name;
+    require(read.contains(name) || (read.contains(matrix) && weights.contains(std::string(matrix))) || buffer ||
+                (family.ignores != nullptr && family.ignores(name)),
+            what, ": every tensor must be one that ", config.family, " has, got ", name);
   }
 }
 

@@ -24,6 +24,10 @@ ModelConfig read(const Json& json, const std::string& what) {
 
 }  // namespace
 
+std::string_view name_of(Quantization::Method method) {
+  return method == Quantization::Method::elapid ? "elapid" : "bitsandbytes";
+}
+
 ModelConfig parse_config(std::string_view text, const std::string& what) {
   ModelConfig config = read(parse_json(text, what), what);
   int64_t layers = 0, experts = 0;  // a layer has at most Moe::kMostExperts

@@ -8,9 +8,19 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace elapid {
+
+// How a folder's matrices are stored, where it is not as numbers; see model/quantization.h.
+struct Quantization {
+  enum class Method : uint8_t { elapid, bitsandbytes };
+  Method method;
+  int bits;          // 8 or 4
+  std::string code;  // "int8", "nf4" or "fp4"
+};
+std::string_view name_of(Quantization::Method method);
 
 struct ModelConfig {
   std::string family;  // the checkpoint's model_type
@@ -29,6 +39,7 @@ struct ModelConfig {
   [[nodiscard]] int64_t layers() const { return blocks.empty() ? 0 : blocks.back().layer + 1; }
 
   // Not mathematics, but what comes with it.
+  std::optional<Quantization> quantization;
   int64_t tokens = 0;                     // ids that exist, where the vocabulary is padded; 0: all
   std::vector<int64_t> eos_ids;           // config.json's eos_token_id
   std::optional<DType> torch_dtype;       // what random weights are made of

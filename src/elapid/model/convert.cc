@@ -191,6 +191,9 @@ Conversion convert_checkpoint(const std::filesystem::path& folder, const std::fi
                               const ConvertOptions& options) {
   const Checkpoint weights = Checkpoint::open_folder(folder);
   ModelConfig config = load_config(folder, options.load);
+  require(!config.quantization, "convert: ", folder.string(), " must hold weights that are not quantized, got ",
+          config.quantization ? config.quantization->code : "", " by ",
+          config.quantization ? name_of(config.quantization->method) : "");
   CheckpointRules source = checkpoint_rules(config);
   untie_if_different(config, weights, source);
   check_tensors(config, weights, source, "convert");

@@ -6,6 +6,7 @@
 #include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
+#include "elapid/model/quantization.h"
 
 #include <cstring>
 #include <map>
@@ -39,6 +40,16 @@ void choose_gated_norm(ModelConfig& config, bool trained_per_group, const std::o
                                             : ", as in transformers' class"));
 }
 
+// What the matrices of a quantized folder are held in. Rounded a second time, they would lose more than the type says.
+std::optional<Precision> precision_for(const ModelConfig& config, const std::filesystem::path& folder,
+                                       std::optional<Precision> asked) {
+  if (!config.quantization || config.quantization->method != Quantization::Method::elapid) return asked;
+  const Precision stored = config.quantization->bits == 8 ? Precision::int8 : Precision::int4;
+  require(!asked || *asked == stored || *asked <= Precision::bf16, "load model: ", folder.string(), " is stored in ",
+          name_of(stored), " and must be loaded as that, as bf16 or as f32, got ", name_of(asked.value_or(stored)));
+  return asked.value_or(stored);
+}
+
 bool holds(const std::filesystem::path& folder, const char* file) {
   std::error_code ignored;
   return std::filesystem::symlink_status(folder / file, ignored).type() != std::filesystem::file_type::not_found;
@@ -49,15 +60,20 @@ bool holds(const std::filesystem::path& folder, const char* file) {
 ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& options) {
   require(is_folder(folder), "load model: must be a folder, got ", folder.string());
   const bool mistral = holds(folder, "params.json");
-  // Mistral's names, unless the folder has weights in transformers' layout as well.
-  const bool mistral_weights = mistral && !holds(folder, "model.safetensors") &&
-                               !holds(folder, "model.safetensors.index.json") && !holds(folder, "pytorch_model.bin") &&
-                               !holds(folder, "pytorch_model.bin.index.json");
+  // Mistral's names, unless the folder has weights and a configuration in transformers' layout as well.
+  const bool mistral_weights =
+      mistral && !holds(folder, "pytorch_model.bin") && !holds(folder, "pytorch_model.bin.index.json") &&
+      (!holds(folder, "config.json") ||
+       (!holds(folder, "model.safetensors") && !holds(folder, "model.safetensors.index.json")));
   const std::filesystem::path path = folder / (mistral_weights ? "params.json" : "config.json");
   const std::string text = read_text_file(path, kConfigLimit);
   ModelConfig config = mistral_weights ? kMistralMambaFamily.config(parse_json(text, path.string()), path.string())
                                        : parse_config(text, path.string());
   choose_gated_norm(config, mistral, options.gated_norm);
+  if (config.quantization) {
+    config.notes.push_back(concat("matrices are stored in ", config.quantization->bits, " bits, ",
+                                  config.quantization->code, ", by ", name_of(config.quantization->method)));
+  }
   return config;
 }
 
@@ -69,14 +85,18 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
   untie_if_different(config, *weights, rules);
 
   check_tensors(config, *weights, rules, "load model");
-  ModelBuilder builder(config, threads, options.precision);
-  builder.fill([&](const ParameterInfo& info, bool) {
+  ModelBuilder builder(config, threads, precision_for(config, folder, options.precision));
+  builder.fill([&](const ParameterInfo& info, bool values) {
     ModelBuilder::Source source;
     for (const NameRule& rule : rules.at(info.name)) {
       const auto found = weights->entries().find(rule.theirs);
       require(found != weights->entries().end(), "load model: ", folder.string(), " must have the tensor ", rule.theirs,
               ", got none of that name");
-      source.parts.push_back({part_of(found->second.tensor, rule, info.shape), found->second.file});
+      const auto coded =
+          config.quantization ? coded_part(*config.quantization, *weights, rule, info.shape, values) : nullptr;
+      source.parts.push_back(
+          {coded ? Tensor(nullptr, coded->dtype, coded->shape) : part_of(found->second.tensor, rule, info.shape),
+           found->second.file, coded});
       source.key += concat(rule.theirs, '[', rule.row, ',', rule.column, ']');
     }
     info.param->name = rules.at(info.name).front().theirs;

@@ -15,7 +15,8 @@ enum class GatedNorm : uint8_t { group, whole };
 
 struct LoadOptions {
   std::optional<GatedNorm> gated_norm{};  // else as the checkpoint was trained, as far as its folder tells
-  // Of the matrices. f32 is the reference path; empty: bf16 where they are stored as bf16 or f16, else f32.
+  // Of the matrices. f32 is the reference path; empty: as stored where that is quantized in groups that are ours, bf16
+  // where it is bf16 or f16, else f32.
   std::optional<Precision> precision = Precision::f32;
 };
 

@@ -10,6 +10,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace elapid {
@@ -43,12 +44,12 @@ class Model {
 
   // Facts about the weights in memory.
   struct Weights {
-    int64_t parameters = 0;                                    // elements
-    int64_t bytes = 0;                                         // as stored in the checkpoint
-    int64_t bytes_per_token = 0;                               // read to decode one token of one sequence
-    int64_t matrix_elements = 0;                               // that multiply every token, without embedding and head
-    std::vector<std::pair<DType, int64_t>> elements_by_dtype;  // as stored
-    Precision precision = Precision::f32;                      // the lowest of any matrix
+    int64_t parameters = 0;       // elements
+    int64_t bytes = 0;            // as stored in the checkpoint
+    int64_t bytes_per_token = 0;  // read to decode one token of one sequence
+    int64_t matrix_elements = 0;  // that multiply every token, without embedding and head
+    std::vector<std::pair<std::string_view, int64_t>> elements_by_dtype;  // as stored
+    Precision precision = Precision::f32;                                 // the lowest of any matrix
   };
   [[nodiscard]] const Weights& weights() const { return weights_; }
 

@@ -2,6 +2,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/core/token.h"
+#include "elapid/model/quantization.h"
 
 #include <array>
 #include <cmath>
@@ -103,7 +104,6 @@ constexpr std::array kMathematics = {"D_has_hdim",
                                      "partial_rotary_factor",
                                      "position_embedding_type",
                                      "pruned_heads",
-                                     "quantization_config",
                                      "residual_multiplier",
                                      "rope_parameters",
                                      "rope_scaling",
@@ -200,6 +200,10 @@ void ConfigReader::finish(ModelConfig& config) {
   if (dtype == "float16") config.torch_dtype = DType::f16;
   require(config.torch_dtype || dtype == kAbsent, name_of_key("torch_dtype"),
           ": must be float32, bfloat16 or float16, got ", quote(dtype));
+
+  if (const Json& quantization = value("quantization_config"); !says_off(quantization)) {
+    config.quantization = read_quantization(quantization, name_of_key("quantization_config"));
+  }
 
   read_.insert(kHarmless.begin(), kHarmless.end());
   for (const auto& [key, v] : json_.items()) {

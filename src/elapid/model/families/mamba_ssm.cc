@@ -170,6 +170,7 @@ ModelConfig read_mistral(const Json& json, const std::string& what) {
   config["tie_embeddings"] = reader.boolean("tie_embeddings", false);
   config["rms_norm"] = reader.boolean("rms_norm", true);
   config["ssm_cfg"] = {{"layer", "Mamba2"}, {"ngroups", reader.integer("n_groups", 1, 1, kMost)}};
+  config["quantization_config"] = reader.value("quantization_config");
   reader.harmless({"fused_add_norm", "residual_in_fp32", "model_type"});
   reader.finish_part();
   ModelConfig mapped = read_config(config, what);

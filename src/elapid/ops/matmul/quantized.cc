@@ -63,16 +63,6 @@ float quantize_int4(const float* w, uint8_t* codes) {
   return best_scale;
 }
 
-// Where the code of input k of a group goes: word, and bit in it.
-struct Place {
-  int64_t word;
-  int bit;
-};
-Place place_of(Packing packing, int64_t k) {
-  if (packing == Packing::int8) return {k / 4, static_cast<int>(k % 4) * 8};
-  return {k / 8, static_cast<int>(k % 8 / 2 * 4 + k % 2 * 16)};
-}
-
 }  // namespace
 
 Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory,
@@ -98,7 +88,7 @@ Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packin
           std::memcpy(group + lane * 4, &scale, 4);
           auto* words = reinterpret_cast<uint32_t*>(group + kPackBlock * 4);
           for (int64_t k = 0; k < kQuantGroup; ++k) {
-            const Place place = place_of(packing, k);
+            const QuantPlace place = quant_place(packing, k);
             words[place.word * kPackBlock + lane] |= uint32_t{codes[k]} << place.bit;
           }
         }
@@ -115,7 +105,7 @@ float quantized_weight(const Param& weight, int64_t out, int64_t in) {
                       (out / kPackBlock * quant_groups(weight.value.cols()) + in / kQuantGroup) * group_bytes;
   float scale;
   std::memcpy(&scale, group + lane * 4, 4);
-  const Place place = place_of(weight.packing, in % kQuantGroup);
+  const QuantPlace place = quant_place(weight.packing, in % kQuantGroup);
   const uint32_t word = reinterpret_cast<const uint32_t*>(group + kPackBlock * 4)[place.word * kPackBlock + lane];
   if (weight.packing == Packing::int8) return scale * static_cast<float>(static_cast<int8_t>(word >> place.bit));
   return scale * kNormalFloat4[word >> place.bit & 15];

@@ -52,6 +52,16 @@ ELAPID_INLINE constexpr int64_t quantized_bytes(Shape shape, Packing packing) {
   return packed_blocks(shape[0]) * quant_groups(shape[1]) * quant_group_bytes(packing);
 }
 
+// Where the code of input k of a group is: which word, and bit in it.
+struct QuantPlace {
+  int64_t word;
+  int bit;
+};
+ELAPID_INLINE constexpr QuantPlace quant_place(Packing packing, int64_t k) {
+  if (packing == Packing::int8) return {k / 4, static_cast<int>(k % 4) * 8};
+  return {k / 8, static_cast<int>(k % 8 / 2 * 4 + k % 2 * 16)};
+}
+
 // As pack_weight(), rounding the rows to `packing`. An Error that calls them `name` when a weight is not finite.
 Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packing packing, void* memory,
                       const std::string& name = "weight");
