@@ -5,9 +5,9 @@
 
 `--model` is a config.json of the model; several may be given. The first run makes, in WORK and nowhere else, a virtual
 environment, llama.cpp's libraries (from the source distribution of PyPI's llama-cpp-python, the only thing fetched
-besides the packages gguf and numpy; an hour on two busy cores, less where ccache is installed and holds another level's)
-and GGUF files of random weights, which later runs find. Needs python3-venv, cmake, ninja-build and g++, and a release
-build of Elapid (scripts/build.sh release elapid).
+besides the packages gguf and numpy; half an hour on two busy cores, a fraction where ccache holds another level) and
+GGUF files of random weights, which later runs find. Needs python3-venv, cmake, ninja-build and g++, and a release build
+of Elapid (scripts/build.sh release elapid).
 
 In each round llama.cpp and then `elapid bench` measure prefill (batches of 512 tokens, the last token's logits alone),
 decode one token at a time, and for every further --batch N the decode of N sequences at once. Both are a process each,
