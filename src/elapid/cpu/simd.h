@@ -42,6 +42,7 @@ ELAPID_INLINE Part part_load(const float* p) { return _mm512_loadu_ps(p); }
 ELAPID_INLINE void part_store(float* p, Part a) { _mm512_storeu_ps(p, a); }
 ELAPID_INLINE Part part_broadcast(float x) { return _mm512_set1_ps(x); }
 ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+ELAPID_INLINE Part part_fms(Part a, Part b, Part c) { return _mm512_fmsub_ps(a, b, c); }
 ELAPID_INLINE Part part_max(Part a, Part b) { return _mm512_max_ps(a, b); }
 ELAPID_INLINE Part part_min(Part a, Part b) { return _mm512_min_ps(a, b); }
 ELAPID_INLINE IntPart part_bits(Part a) { return _mm512_castps_si512(a); }
@@ -66,9 +67,9 @@ ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
 }
 // p · 2ⁿ, rounded once; n is what adding it to `magic` has left in the low bits of t.
 ELAPID_INLINE Part part_scale(Part p, Part t, Part magic) { return _mm512_scalef_ps(p, t - magic); }
-// a · b, or zero where x > limit.
-ELAPID_INLINE Part part_mul_or_zero(Part a, Part b, Part x, Part limit) {
-  return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NGT_UQ), a, b);
+// p · 2ⁿ, or zero where n < least; n is also the exponent field that the low bits of t hold.
+ELAPID_INLINE Part part_scale_or_zero(Part p, Part n, Part /*t*/, Part least) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, least, _CMP_NLT_UQ), p, n);
 }
 ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm512_loadu_si512(p); }
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
@@ -98,6 +99,7 @@ ELAPID_INLINE Part part_load(const float* p) { return _mm256_loadu_ps(p); }
 ELAPID_INLINE void part_store(float* p, Part a) { _mm256_storeu_ps(p, a); }
 ELAPID_INLINE Part part_broadcast(float x) { return _mm256_set1_ps(x); }
 ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+ELAPID_INLINE Part part_fms(Part a, Part b, Part c) { return _mm256_fmsub_ps(a, b, c); }
 ELAPID_INLINE Part part_max(Part a, Part b) { return _mm256_max_ps(a, b); }
 ELAPID_INLINE Part part_min(Part a, Part b) { return _mm256_min_ps(a, b); }
 ELAPID_INLINE IntPart part_bits(Part a) { return _mm256_castps_si256(a); }
@@ -119,8 +121,8 @@ ELAPID_INLINE Part part_to_float(IntPart a) { return _mm256_cvtepi32_ps(a); }
 ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
   return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
-ELAPID_INLINE Part part_mul_or_zero(Part a, Part b, Part x, Part limit) {
-  return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_GT_OQ), a * b);
+ELAPID_INLINE Part part_zero_if_less(Part value, Part a, Part b) {
+  return _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), value);
 }
 ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
@@ -145,6 +147,7 @@ ELAPID_INLINE Part part_load(const float* p) { return _mm_loadu_ps(p); }
 ELAPID_INLINE void part_store(float* p, Part a) { _mm_storeu_ps(p, a); }
 ELAPID_INLINE Part part_broadcast(float x) { return _mm_set1_ps(x); }
 ELAPID_INLINE Part part_fma(Part a, Part b, Part c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }  // two roundings
+ELAPID_INLINE Part part_fms(Part a, Part b, Part c) { return _mm_sub_ps(_mm_mul_ps(a, b), c); }
 ELAPID_INLINE Part part_max(Part a, Part b) { return _mm_max_ps(a, b); }
 ELAPID_INLINE Part part_min(Part a, Part b) { return _mm_min_ps(a, b); }
 ELAPID_INLINE IntPart part_bits(Part a) { return _mm_castps_si128(a); }
@@ -167,9 +170,7 @@ ELAPID_INLINE Part part_if_greater(Part a, Part b, Part yes, Part no) {
   const __m128 mask = _mm_cmpgt_ps(a, b);
   return _mm_or_ps(_mm_and_ps(mask, yes), _mm_andnot_ps(mask, no));
 }
-ELAPID_INLINE Part part_mul_or_zero(Part a, Part b, Part x, Part limit) {
-  return _mm_andnot_ps(_mm_cmpgt_ps(x, limit), a * b);
-}
+ELAPID_INLINE Part part_zero_if_less(Part value, Part a, Part b) { return _mm_andnot_ps(_mm_cmplt_ps(a, b), value); }
 ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   alignas(16) float f[4];
@@ -199,6 +200,9 @@ ELAPID_INLINE Part part_scale(Part p, Part t, Part magic) {
   const Part s2 = part_floats(part_shift_left<23>(part_add_int(e2, bias)));
   return p * s1 * s2;
 }
+ELAPID_INLINE Part part_scale_or_zero(Part p, Part n, Part t, Part least) {
+  return part_zero_if_less(p * part_floats(part_shift_left<23>(part_bits(t))), n, least);
+}
 #endif
 
 inline constexpr int64_t kPartLanes = kLanes / kParts;
@@ -221,21 +225,44 @@ ELAPID_INLINE void static_for(const F& f) {
 }
 #define ELAPID_LAMBDA __attribute__((always_inline))
 
-struct F32 {
-  Part v[kParts];
+// `count` times sixteen floats. Long formulas on several of them run step by step for all: a processor looks ahead over
+// no more than two or three exponentials that are written one after another, too few to hide the latency of their
+// steps.
+template <int count>
+struct Vectors {
+  Part v[count * kParts];
 };
+using F32 = Vectors<1>;
 
-template <class F>
-ELAPID_INLINE F32 by_part(const F& f) {
-  F32 r;
-  static_for<kParts>([&](auto i) ELAPID_LAMBDA { r.v[i] = f(i); });
+template <int count = 1, class F>
+ELAPID_INLINE Vectors<count> by_part(const F& f) {
+  Vectors<count> r;
+  static_for<count * kParts>([&](auto i) ELAPID_LAMBDA { r.v[i] = f(i); });
   return r;
 }
-
-ELAPID_INLINE F32 broadcast(float x) {
-  return by_part([&](auto) ELAPID_LAMBDA { return part_broadcast(x); });
+// What f(0) … f(count − 1) are, side by side.
+template <int count, class F>
+ELAPID_INLINE Vectors<count> side_by_side(const F& f) {
+  Vectors<count> r;
+  static_for<count>([&](auto k) ELAPID_LAMBDA {
+    const F32 one = f(k);
+    static_for<kParts>([&](auto i) ELAPID_LAMBDA { r.v[k * kParts + i] = one.v[i]; });
+  });
+  return r;
 }
-ELAPID_INLINE F32 zero() { return broadcast(0.0f); }
+template <int k, int count>
+ELAPID_INLINE F32 pick(const Vectors<count>& a) {
+  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[k * kParts + i]; });
+}
+
+template <int count = 1>
+ELAPID_INLINE Vectors<count> broadcast(float x) {
+  return by_part<count>([&](auto) ELAPID_LAMBDA { return part_broadcast(x); });
+}
+template <int count = 1>
+ELAPID_INLINE Vectors<count> zero() {
+  return broadcast<count>(0.0f);
+}
 ELAPID_INLINE F32 load(const float* p) {
   return by_part([&](auto i) ELAPID_LAMBDA { return part_load(p + i * kPartLanes); });
 }
@@ -265,31 +292,40 @@ ELAPID_INLINE void store(float* p, const F32& a, int64_t n) {
 #endif
 }
 
-ELAPID_INLINE F32 operator+(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] + b.v[i]; });
+template <int n>
+ELAPID_INLINE Vectors<n> operator+(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return a.v[i] + b.v[i]; });
 }
-ELAPID_INLINE F32 operator-(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] - b.v[i]; });
+template <int n>
+ELAPID_INLINE Vectors<n> operator-(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return a.v[i] - b.v[i]; });
 }
-ELAPID_INLINE F32 operator*(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] * b.v[i]; });
+template <int n>
+ELAPID_INLINE Vectors<n> operator*(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return a.v[i] * b.v[i]; });
 }
-ELAPID_INLINE F32 operator/(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return a.v[i] / b.v[i]; });
+template <int n>
+ELAPID_INLINE Vectors<n> operator/(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return a.v[i] / b.v[i]; });
 }
 // a·b + c, one rounding where the level has FMA.
-ELAPID_INLINE F32 fma(const F32& a, const F32& b, const F32& c) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return part_fma(a.v[i], b.v[i], c.v[i]); });
+template <int n>
+ELAPID_INLINE Vectors<n> fma(const Vectors<n>& a, const Vectors<n>& b, const Vectors<n>& c) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return part_fma(a.v[i], b.v[i], c.v[i]); });
 }
 // When either operand is NaN these return b: put the value that may be NaN second.
-ELAPID_INLINE F32 max(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return part_max(a.v[i], b.v[i]); });
+template <int n>
+ELAPID_INLINE Vectors<n> max(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return part_max(a.v[i], b.v[i]); });
 }
-ELAPID_INLINE F32 min(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return part_min(a.v[i], b.v[i]); });
+template <int n>
+ELAPID_INLINE Vectors<n> min(const Vectors<n>& a, const Vectors<n>& b) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return part_min(a.v[i], b.v[i]); });
 }
-ELAPID_INLINE F32 if_greater(const F32& a, const F32& b, const F32& yes, const F32& no) {
-  return by_part([&](auto i) ELAPID_LAMBDA { return part_if_greater(a.v[i], b.v[i], yes.v[i], no.v[i]); });
+template <int n>
+ELAPID_INLINE Vectors<n> if_greater(const Vectors<n>& a, const Vectors<n>& b, const Vectors<n>& yes,
+                                    const Vectors<n>& no) {
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return part_if_greater(a.v[i], b.v[i], yes.v[i], no.v[i]); });
 }
 
 // Sum of the lanes in one fixed order, the same at every level: lanes l and l+8, then +4, +2, +1.
@@ -342,84 +378,87 @@ ELAPID_INLINE void load_transposed(const Row& row, F32 (&to)[4]) {
 
 // eˣ to about 1.5 ulp, subnormal results included; overflow gives infinity, NaN stays NaN. Range reduction by Cody and
 // Waite, polynomial of Cephes expf (S. Moshier, netlib.org/cephes).
-ELAPID_INLINE F32 exp(const F32& x_in) {
-  return by_part([&](auto i) ELAPID_LAMBDA {
-    const Part x = part_min(part_broadcast(89.0f), part_max(part_broadcast(-104.0f), x_in.v[i]));
-    const Part magic = part_broadcast(12582912.0f);  // 1.5·2²³: adding it rounds to an integer in the low bits
-    const Part t = part_fma(x, part_broadcast(1.44269504088896341f), magic);
-    const Part n = t - magic;
-    Part r = part_fma(n, part_broadcast(-0.693359375f), x);
-    r = part_fma(n, part_broadcast(2.12194440e-4f), r);
-    Part p = part_broadcast(1.9875691500e-4f);
-    p = part_fma(p, r, part_broadcast(1.3981999507e-3f));
-    p = part_fma(p, r, part_broadcast(8.3334519073e-3f));
-    p = part_fma(p, r, part_broadcast(4.1665795894e-2f));
-    p = part_fma(p, r, part_broadcast(1.6666665459e-1f));
-    p = part_fma(p, r, part_broadcast(5.0000001201e-1f));
-    p = part_fma(p, r * r, r) + part_broadcast(1.0f);
-    return part_scale(p, t, magic);
-  });
+template <int n>
+ELAPID_INLINE Vectors<n> exp(const Vectors<n>& x_in) {
+  using V = Vectors<n>;
+  const V x = min(broadcast<n>(89.0f), max(broadcast<n>(-104.0f), x_in));
+  const V magic = broadcast<n>(12582912.0f);  // 1.5·2²³: adding it rounds to an integer in the low bits
+  const V t = fma(x, broadcast<n>(1.44269504088896341f), magic);
+  const V whole = t - magic;
+  V r = fma(whole, broadcast<n>(-0.693359375f), x);
+  r = fma(whole, broadcast<n>(2.12194440e-4f), r);
+  V p = broadcast<n>(1.9875691500e-4f);
+  p = fma(p, r, broadcast<n>(1.3981999507e-3f));
+  p = fma(p, r, broadcast<n>(8.3334519073e-3f));
+  p = fma(p, r, broadcast<n>(4.1665795894e-2f));
+  p = fma(p, r, broadcast<n>(1.6666665459e-1f));
+  p = fma(p, r, broadcast<n>(5.0000001201e-1f));
+  p = fma(p, r * r, r) + broadcast<n>(1.0f);
+  return by_part<n>([&](auto i) ELAPID_LAMBDA { return part_scale(p.v[i], t.v[i], magic.v[i]); });
 }
 
 // 2^(a·b) for a·b ≤ 0: the decay of a scan's step, of which there are more than of anything else, in half of exp's
 // instructions. Within 1.25 ulp of the power of the product (which, where the level has FMA, is not rounded on its
 // own); below 2^−126.5 it is zero; NaN stays NaN. The polynomial is a minimax fit of (2ʳ − 1) / r on [−½, ½].
-ELAPID_INLINE F32 exp2_product(const F32& a, const F32& b) {
-  return by_part([&](auto i) ELAPID_LAMBDA {
-    const Part magic = part_broadcast(12583039.0f);  // as in exp, plus 127: the low bits hold n as an exponent field
-    const Part t = part_fma(a.v[i], b.v[i], magic);
-    const Part minus_n = magic - t;
-    const Part r = part_fma(a.v[i], b.v[i], minus_n);
-    Part p = part_broadcast(1.5326465655e-4f);
-    p = part_fma(p, r, part_broadcast(1.3390806271e-3f));
-    p = part_fma(p, r, part_broadcast(9.6185058355e-3f));
-    p = part_fma(p, r, part_broadcast(5.5503599346e-2f));
-    p = part_fma(p, r, part_broadcast(2.4022647738e-1f));
-    p = part_fma(p, r, part_broadcast(6.9314718246e-1f));
-    p = part_fma(p, r, part_broadcast(1.0f));
-    return part_mul_or_zero(p, part_floats(part_shift_left<23>(part_bits(t))), minus_n, part_broadcast(126.0f));
-  });
+template <int n>
+ELAPID_INLINE Vectors<n> exp2_product(const Vectors<n>& a, const Vectors<n>& b) {
+  using V = Vectors<n>;
+  const V magic = broadcast<n>(12583039.0f);  // as in exp, plus 127: the low bits hold an exponent field
+  const V t = fma(a, b, magic);
+  const V whole = t - magic;
+  const V r = by_part<n>([&](auto i) ELAPID_LAMBDA { return part_fms(a.v[i], b.v[i], whole.v[i]); });
+  V p = broadcast<n>(1.5326465655e-4f);
+  p = fma(p, r, broadcast<n>(1.3390806271e-3f));
+  p = fma(p, r, broadcast<n>(9.6185058355e-3f));
+  p = fma(p, r, broadcast<n>(5.5503599346e-2f));
+  p = fma(p, r, broadcast<n>(2.4022647738e-1f));
+  p = fma(p, r, broadcast<n>(6.9314718246e-1f));
+  p = fma(p, r, broadcast<n>(1.0f));
+  return by_part<n>(
+      [&](auto i) ELAPID_LAMBDA { return part_scale_or_zero(p.v[i], whole.v[i], t.v[i], part_broadcast(-126.0f)); });
 }
 
 // ln(1 + r) − r for r in [√½ − 1, √2 − 1], plus `low`. Polynomial of Cephes logf.
-ELAPID_INLINE Part part_log_tail(Part r, Part low) {
-  const Part z = r * r;
-  Part p = part_broadcast(7.0376836292e-2f);
-  p = part_fma(p, r, part_broadcast(-1.1514610310e-1f));
-  p = part_fma(p, r, part_broadcast(1.1676998740e-1f));
-  p = part_fma(p, r, part_broadcast(-1.2420140846e-1f));
-  p = part_fma(p, r, part_broadcast(1.4249322787e-1f));
-  p = part_fma(p, r, part_broadcast(-1.6668057665e-1f));
-  p = part_fma(p, r, part_broadcast(2.0000714765e-1f));
-  p = part_fma(p, r, part_broadcast(-2.4999993993e-1f));
-  p = part_fma(p, r, part_broadcast(3.3333331174e-1f));
-  return part_fma(z, part_broadcast(-0.5f), part_fma(p * r, z, low));
+template <int n>
+ELAPID_INLINE Vectors<n> log_tail(const Vectors<n>& r, const Vectors<n>& low) {
+  const Vectors<n> z = r * r;
+  Vectors<n> p = broadcast<n>(7.0376836292e-2f);
+  p = fma(p, r, broadcast<n>(-1.1514610310e-1f));
+  p = fma(p, r, broadcast<n>(1.1676998740e-1f));
+  p = fma(p, r, broadcast<n>(-1.2420140846e-1f));
+  p = fma(p, r, broadcast<n>(1.4249322787e-1f));
+  p = fma(p, r, broadcast<n>(-1.6668057665e-1f));
+  p = fma(p, r, broadcast<n>(2.0000714765e-1f));
+  p = fma(p, r, broadcast<n>(-2.4999993993e-1f));
+  p = fma(p, r, broadcast<n>(3.3333331174e-1f));
+  return fma(z, broadcast<n>(-0.5f), fma(p * r, z, low));
 }
 
 // ln x for normal x > 0, to about 1 ulp.
-ELAPID_INLINE F32 log(const F32& x_in) {
-  return by_part([&](auto i) ELAPID_LAMBDA {
-    const IntPart bits = part_bits(x_in.v[i]);
-    // Exponent and mantissa such that the mantissa lies in [√½, √2).
-    const IntPart shifted = part_sub_int(bits, part_int(0x3f3504f3));
-    const IntPart e = part_shift_right<23>(shifted);
-    const Part m = part_floats(part_add_int(part_and(shifted, part_int(0x007fffff)), part_int(0x3f3504f3)));
-    const Part f = part_to_float(e);
-    const Part r = m - part_broadcast(1.0f);
-    const Part y = part_log_tail(r, f * part_broadcast(-2.12194440e-4f));
-    return part_fma(f, part_broadcast(0.693359375f), r + y);
+template <int n>
+ELAPID_INLINE Vectors<n> log(const Vectors<n>& x) {
+  using V = Vectors<n>;
+  // Exponent and mantissa such that the mantissa lies in [√½, √2).
+  V exponent, mantissa;
+  static_for<n * kParts>([&](auto i) ELAPID_LAMBDA {
+    const IntPart shifted = part_sub_int(part_bits(x.v[i]), part_int(0x3f3504f3));
+    exponent.v[i] = part_to_float(part_shift_right<23>(shifted));
+    mantissa.v[i] = part_floats(part_add_int(part_and(shifted, part_int(0x007fffff)), part_int(0x3f3504f3)));
   });
+  const V r = mantissa - broadcast<n>(1.0f);
+  const V y = log_tail(r, exponent * broadcast<n>(-2.12194440e-4f));
+  return fma(exponent, broadcast<n>(0.693359375f), r + y);
 }
 
 // ln(1 + e) for 0 ≤ e ≤ 1, to about 1 ulp; NaN stays NaN.
-ELAPID_INLINE F32 log1p_of_fraction(const F32& e_in) {
-  return by_part([&](auto i) ELAPID_LAMBDA {
-    const Part e = e_in.v[i], bound = part_broadcast(0.41421356f), half = part_broadcast(0.5f);
-    // Beyond √2 − 1, ln 2 + ln((1 + e) / 2).
-    const Part r = part_if_greater(e, bound, part_fma(e, half, part_broadcast(-0.5f)), e);
-    const Part y = r + part_log_tail(r, part_broadcast(0.0f));
-    return part_if_greater(e, bound, y + part_broadcast(0.69314718246f), y);
-  });
+template <int n>
+ELAPID_INLINE Vectors<n> log1p_of_fraction(const Vectors<n>& e) {
+  using V = Vectors<n>;
+  const V bound = broadcast<n>(0.41421356f);
+  // Beyond √2 − 1, ln 2 + ln((1 + e) / 2).
+  const V r = if_greater(e, bound, fma(e, broadcast<n>(0.5f), broadcast<n>(-0.5f)), e);
+  const V y = r + log_tail(r, zero<n>());
+  return if_greater(e, bound, y + broadcast<n>(0.69314718246f), y);
 }
 
 // erf x to about 1 ulp; ±1 beyond 3.92, NaN stays NaN. Below 0.9375 an odd polynomial, above it 1 − exp(−q(|x|)) with q

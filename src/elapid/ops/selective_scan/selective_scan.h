@@ -41,12 +41,11 @@ struct SelectiveScanForward {
 };
 ELAPID_KERNEL(SelectiveScanForward)
 
-// Tokens whose time steps are computed together.
-inline constexpr int64_t kSelectiveScanTokens = 16;
-// Floats of scratch one thread needs, for sixteen channels: the state and A with channels in the lanes and two values
-// for each token of a block.
+// Vectors of sixteen channels in one task, at most, and tokens whose time steps are computed together.
+inline constexpr int64_t kSelectiveScanVectors = 4, kSelectiveScanTokens = 8;
+// Floats of scratch one thread needs: the state and A with channels in the lanes, two values for each time step.
 ELAPID_INLINE constexpr int64_t selective_scan_scratch_floats(int64_t d_state) {
-  return 16 * (2 * d_state + 2 * kSelectiveScanTokens);
+  return 16 * 2 * kSelectiveScanVectors * (d_state + kSelectiveScanTokens);
 }
 
 }  // namespace elapid

@@ -2,12 +2,12 @@
 #include "elapid/ops/math.h"
 #include "elapid/ops/selective_scan/selective_scan.h"
 
-// A task is sixteen channels of one sequence. Exponentials are nearly all of the work, one for every token, channel and
-// state, so what matters is that nothing waits for anything else:
+// A task is a strip of neighbouring channels of one sequence, one vector of sixteen or a few. Exponentials are nearly
+// all of the work, one for every token, channel and state, so what matters is that nothing waits for anything else:
 //
 // - Several tokens: channels are in the lanes. State and A are turned to [d_state, 16] once; then blocks of tokens, of
 //   each block first the time steps (reads of x and dt from memory overlap with the logarithms), then token by token
-//   the recurrence, whose d_state chains are independent and meet in L1.
+//   the recurrence, whose d_state chains are independent and meet in L1. All three go kAbreast at a time, step by step.
 // - One token: the states of a channel are in the lanes, as they lie in memory, so that each is read and written once;
 //   only for the products with C are channels in the lanes.
 //
@@ -85,9 +85,23 @@ ELAPID_INLINE F32 spread(const F32& v) {
   return by_part([&](auto p) ELAPID_LAMBDA { return part_spread<k>(v.v[p]); });
 }
 
-// Up to sixteen neighbouring channels of one group.
+// So many vectors' formulas hide the latency of their steps and fit the registers with their constants.
+#if defined(ELAPID_ISA_AVX512)
+constexpr int kAbreast = 8;
+#elif defined(ELAPID_ISA_AVX2)
+constexpr int kAbreast = 2;
+#else
+constexpr int kAbreast = 1;
+#endif
+
+// Neighbouring channels of one group.
 struct Channels {
   int64_t first, count, group;
+
+  // Those of vector v.
+  ELAPID_INLINE Channels vector(int64_t v) const {
+    return {first + v * kLanes, smaller(kLanes, count - v * kLanes), group};
+  }
 };
 
 // to[c · to_stride + r] = from[r · from_stride + c]
@@ -131,6 +145,7 @@ struct Lanes {
   F32 bias, D;
   bool has_D, has_z;
 
+  Lanes() = default;
   ELAPID_INLINE Lanes(const SelectiveScanForward& a, const Channels& ch)
       : x(columns(a.in.x, ch)),
         dt(columns(a.in.dt, ch)),
@@ -147,22 +162,37 @@ struct Lanes {
     return t ? load(t.ptr<float>() + ch.first, ch.count) : zero();
   }
 
-  // What the recurrence wants of dt and x: rate = dt · log2(e), so that a decay is 2^(rate · A), and inflow = dt · x.
-  ELAPID_INLINE void time_step(int64_t t, float* rate, float* inflow) const {
-    const F32 step = softplus(dt.get(t) + bias, zero());
-    store(rate, step * broadcast(1.44269504088896341f));
-    store(inflow, step * x.get(t));
+  // What the recurrence wants of dt and x at `n` tokens from t on: rate = dt · log2(e), so that a decay is
+  // 2^(rate · A), and inflow = dt · x.
+  template <int n>
+  ELAPID_INLINE void time_steps(int64_t t, float* rate, float* inflow) const {
+    const Vectors<n> raw = side_by_side<n>([&](auto k) ELAPID_LAMBDA { return dt.get(t + k) + bias; });
+    const Vectors<n> step = softplus(raw, zero<n>());
+    static_for<n>([&](auto k) ELAPID_LAMBDA {
+      const F32 own = pick<decltype(k)::value>(step);
+      store(rate + k * kLanes, own * broadcast(1.44269504088896341f));
+      store(inflow + k * kLanes, own * x.get(t + k));
+    });
   }
   // The rest of y: D · x and the gate.
-  ELAPID_INLINE void finish(int64_t t, F32 v) const {
-    if (has_D) v = fma(D, x.get(t), v);
-    if (has_z) v = v * silu(z.get(t), broadcast(1.0f), zero());
-    y.set(t, v);
+  template <int n>
+  ELAPID_INLINE void finish(int64_t t, Vectors<n> v) const {
+    if (has_D) {
+      v = side_by_side<n>([&](auto k) ELAPID_LAMBDA { return fma(D, x.get(t + k), pick<decltype(k)::value>(v)); });
+    }
+    if (has_z) {
+      const Vectors<n> gate = side_by_side<n>([&](auto k) ELAPID_LAMBDA { return z.get(t + k); });
+      v = v * silu(gate, broadcast<n>(1.0f), zero<n>());
+    }
+    static_for<n>([&](auto k) ELAPID_LAMBDA { y.set(t + k, pick<decltype(k)::value>(v)); });
   }
-  // A token's sixteen channels are one line of a page of their own, which no hardware prefetcher foresees.
-  ELAPID_INLINE void prefetch(int64_t t) const {
+  // A token's channels are a few lines of a page of their own, which no hardware prefetcher foresees; and rows are
+  // often a power of two apart, so that few of them fit a cache's set. Hence what is read first and what later, apart.
+  ELAPID_INLINE void prefetch_for_time_steps(int64_t t) const {
     __builtin_prefetch(dt.data + t * dt.stride, 0, 2);
     __builtin_prefetch(x.data + t * x.stride, 0, 2);
+  }
+  ELAPID_INLINE void prefetch_for_finish(int64_t t) const {
     if (has_z) __builtin_prefetch(z.data + t * z.stride, 0, 2);
     __builtin_prefetch(y.data + t * y.stride, 1, 2);
   }
@@ -175,65 +205,108 @@ ELAPID_INLINE F32 first_lanes(const F32& v, int64_t n) {
   return load(lanes, n);
 }
 
-ELAPID_INLINE F32 next_state(const F32& rate, const F32& A, const F32& state, const F32& inflow, const F32& b) {
-  return fma(exp2_product(rate, A), state, inflow * b);
+// f(i, Constant n) covers [0, count) with pieces of n = kAbreast, then of one.
+template <class F>
+ELAPID_INLINE void abreast(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + kAbreast <= count; i += kAbreast) f(i, Constant<kAbreast>{});
+  if constexpr (kAbreast > 1) {
+    for (; i < count; ++i) f(i, Constant<1>{});
+  }
 }
 
-void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, const Channels& ch, float* kept,
+// One token of sixteen channels: rate, inflow, and state and A [d_state, 16]; returns y without D and gate.
+ELAPID_INLINE F32 recur(int64_t d_state, const F32& rate, const F32& inflow, const float* A, float* state,
+                        const float* b, const float* c) {
+  F32 y[kBlocks] = {zero(), zero(), zero(), zero()};
+  const auto states = [&](int64_t first, auto place, auto count) ELAPID_LAMBDA {
+    constexpr int n = decltype(count)::value;
+    const int64_t j = first + place;
+    const auto rates = side_by_side<n>([&](auto) ELAPID_LAMBDA { return rate; });
+    const auto decay =
+        exp2_product(rates, side_by_side<n>([&](auto k) ELAPID_LAMBDA { return load(A + (j + k) * kLanes); }));
+    static_for<n>([&](auto k) ELAPID_LAMBDA {
+      float* at = state + (j + k) * kLanes;
+      const F32 h = fma(pick<decltype(k)::value>(decay), load(at), inflow * broadcast(b[j + k]));
+      store(at, h);
+      F32& y_of_block = y[(place + k) / 4];
+      y_of_block = fma(broadcast(c[j + k]), h, y_of_block);
+    });
+  };
+  int64_t first = 0;
+  for (; first + kLanes <= d_state; first += kLanes) {
+    static_for<kLanes / kAbreast>([&](auto i)
+                                      ELAPID_LAMBDA { states(first, Constant<i * kAbreast>{}, Constant<kAbreast>{}); });
+  }
+  static_for<kLanes>([&](auto place) ELAPID_LAMBDA {
+    if (first + place < d_state) states(first, place, Constant<1>{});
+  });
+  return (y[0] + y[1]) + (y[2] + y[3]);
+}
+
+void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, const Channels& strip, float* kept,
                    float* scratch) {
-  const Lanes lanes(a, ch);
-  const int64_t n = a.d_state;
-  float* A = scratch;                // [d_state, 16]
-  float* state = A + n * kLanes;     // [d_state, 16]
-  float* rate = state + n * kLanes;  // [kSelectiveScanTokens, 16], then y without D and gate
-  float* inflow = rate + kSelectiveScanTokens * kLanes;
-  if (kept == nullptr || ch.count < kLanes) {
-    for (int64_t i = 0; i < n * kLanes; i += kLanes) store(state + i, zero());
-  }
-  if (ch.count < kLanes) {
-    for (int64_t i = 0; i < n * kLanes; i += kLanes) store(A + i, zero());
-  }
-  transpose(a.in.A.row<float>(ch.first), ch.count, n, a.in.A.row_stride(), A, kLanes);
-  if (kept != nullptr) transpose(kept, ch.count, n, n, state, kLanes);
+  const int64_t n = a.d_state, vectors = (strip.count + kLanes - 1) / kLanes;
+  float* A = scratch;                          // [vectors, d_state, 16]
+  float* state = A + vectors * n * kLanes;     // [vectors, d_state, 16]
+  float* rate = state + vectors * n * kLanes;  // [vectors, kSelectiveScanTokens, 16], then y without D and gate
+  float* inflow = rate + vectors * kSelectiveScanTokens * kLanes;
+  // [count, d_state], or zeros for none, to [vectors, d_state, 16].
+  const auto to_lanes = [&](const float* from, int64_t stride, float* to) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t count = smaller(kLanes, strip.count - v * kLanes);
+      float* turned = to + v * n * kLanes;
+      for (int64_t i = 0; (from == nullptr || count < kLanes) && i < n * kLanes; i += kLanes) store(turned + i, zero());
+      if (from != nullptr) transpose(from + v * kLanes * stride, count, n, stride, turned, kLanes);
+    }
+  };
+  to_lanes(a.in.A.row<float>(strip.first), a.in.A.row_stride(), A);
+  to_lanes(kept, n, state);
+  Lanes lanes[kSelectiveScanVectors];
+  for (int64_t v = 0; v < vectors; ++v) lanes[v] = Lanes(a, strip.vector(v));
   const int64_t b_stride = a.in.B.row_stride(), c_stride = a.in.C.row_stride();
-  const float* b = a.in.B.row<float>(begin) + ch.group * n;
-  const float* c = a.in.C.row<float>(begin) + ch.group * n;
+  const float* b = a.in.B.row<float>(begin) + strip.group * n;
+  const float* c = a.in.C.row<float>(begin) + strip.group * n;
+  constexpr int64_t kBlock = kSelectiveScanTokens * kLanes;
   for (; begin < end; begin += kSelectiveScanTokens) {
     const int64_t count = smaller(kSelectiveScanTokens, end - begin);
-    for (int64_t i = 0; i < count; ++i) lanes.time_step(begin + i, rate + i * kLanes, inflow + i * kLanes);
-    for (int64_t i = 0; i < count; ++i) {
-      if (begin + i + kSelectiveScanTokens < end) lanes.prefetch(begin + i + kSelectiveScanTokens);
-      const F32 r = load(rate + i * kLanes), in = load(inflow + i * kLanes);
-      F32 y[kBlocks] = {zero(), zero(), zero(), zero()};
-      const auto step = [&](int64_t j, F32& y_of_block) ELAPID_LAMBDA {
-        const F32 h = next_state(r, load(A + j * kLanes), load(state + j * kLanes), in, broadcast(b[j]));
-        store(state + j * kLanes, h);
-        y_of_block = fma(broadcast(c[j]), h, y_of_block);
-      };
-      for (int64_t first = 0; first < n; first += kLanes) {
-        static_for<kBlocks>([&](auto q) ELAPID_LAMBDA {
-          const int64_t j = first + 4 * q;
-          if (j + 4 <= n) {
-            static_for<4>([&](auto k) ELAPID_LAMBDA { step(j + k, y[q]); });
-          } else {
-            for (int64_t rest = j; rest < n; ++rest) step(rest, y[q]);
-          }
-        });
-      }
-      store(rate + i * kLanes, (y[0] + y[1]) + (y[2] + y[3]));
-      b += b_stride;
-      c += c_stride;
+    for (int64_t v = 0; v < vectors; ++v) {
+      abreast(count, [&](int64_t i, auto k) ELAPID_LAMBDA {
+        lanes[v].time_steps<decltype(k)::value>(begin + i, rate + v * kBlock + i * kLanes,
+                                                inflow + v * kBlock + i * kLanes);
+      });
     }
-    for (int64_t i = 0; i < count; ++i) lanes.finish(begin + i, load(rate + i * kLanes));
+    for (int64_t v = 0; v < vectors; ++v) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (begin + i + kSelectiveScanTokens < end) lanes[v].prefetch_for_time_steps(begin + i + kSelectiveScanTokens);
+        lanes[v].prefetch_for_finish(begin + i);
+        float* at = rate + v * kBlock + i * kLanes;
+        store(at, recur(n, load(at), load(inflow + v * kBlock + i * kLanes), A + v * n * kLanes, state + v * n * kLanes,
+                        b + i * b_stride, c + i * c_stride));
+      }
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      abreast(count, [&](int64_t i, auto k) ELAPID_LAMBDA {
+        lanes[v].finish(begin + i, side_by_side<decltype(k)::value>([&](auto l) ELAPID_LAMBDA {
+                          return load(rate + v * kBlock + (i + l) * kLanes);
+                        }));
+      });
+    }
+    b += count * b_stride;
+    c += count * c_stride;
   }
-  if (kept != nullptr) transpose(state, n, ch.count, kLanes, kept, n);
+  for (int64_t v = 0; kept != nullptr && v < vectors; ++v) {
+    const int64_t count = smaller(kLanes, strip.count - v * kLanes);
+    transpose(state + v * n * kLanes, n, count, kLanes, kept + v * kLanes * n, n);
+  }
 }
 
 void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, float* kept) {
+  constexpr int kTogether = kAbreast < 4 ? kAbreast : 4;
   const Lanes lanes(a, ch);
   const int64_t n = a.d_state, decay_stride = a.in.A.row_stride();
   alignas(64) float rate[kLanes], inflow[kLanes];
-  lanes.time_step(t, rate, inflow);
+  lanes.time_steps<1>(t, rate, inflow);
   const float* A = a.in.A.row<float>(ch.first);
   const float* b = a.in.B.row<float>(t) + ch.group * n;
   const float* c = a.in.C.row<float>(t) + ch.group * n;
@@ -243,14 +316,24 @@ void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, f
     const F32 b_j = load(b + j, states), c_j = load(c + j, states);
     static_for<kBlocks>([&](auto i) ELAPID_LAMBDA {
       F32 h[4];
+      static_for<4 / kTogether>([&](auto part) ELAPID_LAMBDA {
+        const int64_t channel = 4 * i + part * kTogether;
+        const auto rates = side_by_side<kTogether>([&](auto k) ELAPID_LAMBDA { return broadcast(rate[channel + k]); });
+        const auto decay =
+            exp2_product(rates, side_by_side<kTogether>([&](auto k) ELAPID_LAMBDA {
+                           return channel + k < ch.count ? load(A + (channel + k) * decay_stride + j, states) : zero();
+                         }));
+        static_for<kTogether>([&](auto k) ELAPID_LAMBDA { h[part * kTogether + k] = pick<decltype(k)::value>(decay); });
+      });
       static_for<4>([&](auto k) ELAPID_LAMBDA {
         const int64_t channel = 4 * i + k;
-        h[k] = zero();
-        if (channel >= ch.count) return;
+        if (channel >= ch.count) {
+          h[k] = zero();
+          return;
+        }
         float* at = kept + channel * n + j;
         const F32 before = kept == nullptr ? zero() : load(at, states);
-        h[k] = next_state(broadcast(rate[channel]), load(A + channel * decay_stride + j, states), before,
-                          broadcast(inflow[channel]), b_j);
+        h[k] = fma(h[k], before, broadcast(inflow[channel]) * b_j);
         if (kept != nullptr) store(at, h[k], states);
         if (states < kLanes) h[k] = first_lanes(h[k], states);  // an infinite time step makes NaN of the others
       });
@@ -264,23 +347,28 @@ void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, f
 }  // namespace
 
 void run(Cpu cpu, const SelectiveScanForward& a) {
-  const int64_t sequences = a.slots.size(), width = a.in.x.cols() / a.in.groups;  // channels of a group
-  const int64_t blocks_a_group = (width + kLanes - 1) / kLanes, blocks = a.in.groups * blocks_a_group;
+  const int64_t sequences = a.slots.size(), channels = a.in.x.cols(), width = channels / a.in.groups;
   const int64_t* offsets = a.offsets.ptr<int64_t>();
-  // A block's step is little work for one task; a sequence is not.
-  const int64_t grain = sequences == a.in.x.rows() ? 1 + 1024 / (a.d_state + 1) : 1;
-  parallel_for(cpu.threads, sequences * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
+  const bool steps = sequences == a.in.x.rows();
+  // Neighbouring lines come from memory more cheaply, unless threads would have too few tasks to share.
+  int64_t strip = steps ? 1 : kSelectiveScanVectors;
+  while (strip > 1 && sequences * (channels / (strip * kLanes)) < 4 * cpu.threads.size()) strip /= 2;
+  strip *= kLanes;
+  const int64_t strips_a_group = (width + strip - 1) / strip, strips = a.in.groups * strips_a_group;
+  // A strip's step is little work for one task; a sequence is not.
+  const int64_t grain = steps ? 1 + 1024 / (a.d_state + 1) : 1;
+  parallel_for(cpu.threads, sequences * strips, grain, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t s = i / blocks, block = i % blocks, group = block / blocks_a_group;
-      const int64_t offset = block % blocks_a_group * kLanes;
-      const Channels ch{group * width + offset, smaller(kLanes, width - offset), group};
+      const int64_t s = i / strips, group = i % strips / strips_a_group, offset = i % strips_a_group * strip;
+      const Channels ch{group * width + offset, smaller(strip, width - offset), group};
       const int64_t slot = a.slots.ptr<int64_t>()[s];
-      float* kept = slot < 0 ? nullptr : a.state.ptr<float>() + (slot * a.in.x.cols() + ch.first) * a.d_state;
-      float* scratch = a.scratch.row<float>(worker);
+      float* kept = slot < 0 ? nullptr : a.state.ptr<float>() + (slot * channels + ch.first) * a.d_state;
       if (offsets[s + 1] - offsets[s] == 1) {
-        single_step(a, offsets[s], ch, kept);
+        for (int64_t v = 0; v * kLanes < ch.count; ++v) {
+          single_step(a, offsets[s], ch.vector(v), kept == nullptr ? nullptr : kept + v * kLanes * a.d_state);
+        }
       } else if (offsets[s + 1] > offsets[s]) {
-        several_steps(a, offsets[s], offsets[s + 1], ch, kept, scratch);
+        several_steps(a, offsets[s], offsets[s + 1], ch, kept, a.scratch.row<float>(worker));
       }
     }
   });
