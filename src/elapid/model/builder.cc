@@ -1,6 +1,7 @@
 #include "elapid/model/builder.h"
 
 #include "elapid/core/error.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/ops/matmul/quantized.h"
 
 #include <algorithm>
@@ -61,16 +62,39 @@ int64_t bytes_in(Precision precision, Shape shape, DType stored) {
   return packed_bytes(shape, precision == Precision::bf16 ? DType::bf16 : stored);
 }
 
+// Rows [begin, end) of all parts together.
+std::vector<ModelBuilder::Part> rows_of(const ModelBuilder::Source& source, int64_t begin, int64_t end) {
+  std::vector<ModelBuilder::Part> rows;
+  int64_t first = 0;
+  for (const ModelBuilder::Part& part : source.parts) {
+    const int64_t size = part.rows.shape[0], from = std::max(begin - first, int64_t{0}),
+                  to = std::min(end - first, size);
+    if (from < to) rows.push_back({part.rows.slice(from, to), part.file});
+    first += size;
+  }
+  return rows;
+}
+
+// What was copied is not needed twice; a table's rows come back when they are looked up.
+void drop_pages(const std::vector<ModelBuilder::Part>& parts) {
+  for (const ModelBuilder::Part& part : parts) {
+    if (!part.file || part.rows.shape[0] == 0) continue;
+    const int64_t elements = (part.rows.shape[0] - 1) * part.rows.row_stride() + part.rows.shape[1];
+    part.file->drop_pages(
+        {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))});
+  }
+}
+
 }  // namespace
 
 ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision)
     : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
 
 void* ModelBuilder::take(int64_t bytes) {
-  const int64_t left = model_->memory_.bytes() - used_;
-  require(bytes <= left, "load model: weights must fit the memory that was counted for them, ", model_->memory_.bytes(),
-          " bytes, got ", bytes, " where ", left, " are left");
-  char* at = static_cast<char*>(model_->memory_.data()) + used_;
+  const int64_t left = bytes_ - used_;
+  require(bytes <= left, "load model: weights must fit the memory that was counted for them, ", bytes_, " bytes, got ",
+          bytes, " where ", left, " are left");
+  char* at = static_cast<char*>(memory_) + used_;
   used_ += aligned(bytes);
   return at;
 }
@@ -98,9 +122,12 @@ int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source)
   }
 }
 
-void ModelBuilder::fill(const Find& find) {
+void ModelBuilder::note(std::string text) { model_->config_.notes.push_back(std::move(text)); }
+
+void ModelBuilder::fill(const Find& find, const FindPacked& find_packed) {
   Model& model = *model_;
-  int64_t total = 0;
+  int64_t& total = bytes_;
+  std::string layout;
   std::map<std::string, const Param*> placed;
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, false);
@@ -108,8 +135,17 @@ void ModelBuilder::fill(const Find& find) {
     const int64_t bytes = memory_of(info, source);
     require(!__builtin_add_overflow(total, bytes, &total), "load model: all weights together must fit 63 bits, got ",
             bytes, " bytes more at ", info.param->name);
+    layout +=
+        concat(info.name, ' ', static_cast<int>(info.role), ' ', shown(info.shape), ' ', source.key, ' ', bytes, '\n');
   });
-  model.memory_ = Buffer(total);
+  if (const Packed found = find_packed ? find_packed(layout, total) : Packed{}; found.file) {
+    model.files_.push_back(found.file);
+    memory_ = const_cast<void*>(found.memory);  // nobody writes weights
+    packed_ = true;
+  } else {
+    model.memory_ = Buffer(total);
+    memory_ = model.memory_.data();
+  }
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, true);
     const Param*& first = placed[source.key];
@@ -120,6 +156,28 @@ void ModelBuilder::fill(const Find& find) {
     first = info.param;
     place(info, source);
   });
+}
+
+// Some rows after others: the pages of a mapped file take little memory beside what they become.
+Tensor ModelBuilder::pack(const ParameterInfo& info, const Source& source, Precision precision,
+                          const std::string& name) {
+  constexpr int64_t kAtOnce = int64_t{4} << 20;
+  const DType stored = source.parts.front().rows.dtype;
+  const Packing packing = packing_of(precision);
+  const DType packed = is_quantized(packing) ? DType::u8 : precision == Precision::bf16 ? DType::bf16 : stored;
+  const int64_t rows = info.shape[0], columns = info.shape[1];
+  auto* const memory = static_cast<char*>(take(bytes_in(precision, info.shape, stored)));
+  const int64_t step = (kAtOnce / std::max(columns * size_of(stored), int64_t{1}) / kPackBlock + 1) * kPackBlock;
+  for (int64_t begin = 0; !packed_ && begin < rows; begin += step) {
+    const std::vector<Part> parts = rows_of(source, begin, std::min(begin + step, rows));
+    std::vector<Tensor> tensors;
+    for (const Part& part : parts) tensors.push_back(part.rows);
+    void* to = memory + bytes_in(precision, {begin, columns}, stored);
+    is_quantized(packing) ? pack_quantized(threads_, tensors, packing, to, name)
+                          : pack_weight(threads_, tensors, packed, to);
+    drop_pages(parts);
+  }
+  return {memory, packed, info.shape};
 }
 
 void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
@@ -136,15 +194,11 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     same == by_dtype.end() ? by_dtype.emplace_back(dtype, size).second : same->second += size;
   }
   const auto pack = [&](Param& to) {
-    std::vector<Tensor> rows;
-    for (const Part& part : source.parts) rows.push_back(part.rows);
-    const Precision precision = precision_of(info, rows.front().dtype);
-    const DType stored = rows.front().dtype;
+    const DType stored = source.parts.front().rows.dtype;
+    const Precision precision = precision_of(info, stored);
     const int64_t bytes = bytes_in(precision, info.shape, stored);
     to.packing = packing_of(precision);
-    to.value = is_quantized(to.packing)
-                   ? pack_quantized(threads_, rows, to.packing, take(bytes), param.name)
-                   : pack_weight(threads_, rows, precision == Precision::bf16 ? DType::bf16 : stored, take(bytes));
+    to.value = this->pack(info, source, precision, param.name);
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
@@ -154,8 +208,10 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     param.value = Tensor(take(shape.size() * size_of(DType::f32)), DType::f32, shape);
     float* to = param.value.ptr<float>();
     const int64_t rows = info.shape[0], columns = info.shape.size() / std::max<int64_t>(rows, 1);
-    for_each_element(source,
-                     [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    if (!packed_) {
+      for_each_element(source,
+                       [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    }
     weights.bytes_per_token += param.value.bytes();
   };
   const auto as_is = [](float v) { return v; };
@@ -174,7 +230,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
         model.files_.push_back(part.file);
       } else {
         void* copy = take(param.value.bytes());
-        std::memcpy(copy, part.rows.data, static_cast<size_t>(param.value.bytes()));
+        if (!packed_) std::memcpy(copy, part.rows.data, static_cast<size_t>(param.value.bytes()));
         param.value.data = copy;
       }
       weights.bytes_per_token += param.value.cols() * size_of(param.value.dtype);
@@ -191,13 +247,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
       break;
     case Role::conv_taps: floats({info.shape[2], info.shape[0]}, true, as_is); break;
   }
-  // What was copied is not needed twice; a table's rows come back when they are looked up.
-  for (const Part& part : source.parts) {
-    if (!part.file || part.rows.shape[0] == 0) continue;
-    const int64_t elements = (part.rows.shape[0] - 1) * part.rows.row_stride() + part.rows.shape[1];
-    part.file->drop_pages(
-        {static_cast<const std::byte*>(part.rows.data), static_cast<size_t>(elements * size_of(part.rows.dtype))});
-  }
+  drop_pages(source.parts);
 }
 
 std::unique_ptr<Model> ModelBuilder::finish(std::function<std::string()> fingerprint) {

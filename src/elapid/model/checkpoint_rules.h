@@ -30,6 +30,9 @@ void check_tensors(const ModelConfig& config, const Checkpoint& weights, const C
 // counts, as in transformers since release 5.
 void untie_if_different(ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules);
 
+// "[3, 4]"
+std::string shown(const Shape& shape);
+
 // A checkpoint tensor as a matrix: all leading dimensions together, by the last one; a vector is one column.
 Tensor as_matrix(const Tensor& t);
 
