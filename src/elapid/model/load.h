@@ -17,6 +17,9 @@ struct LoadOptions {
   std::optional<GatedNorm> gated_norm{};  // else as the checkpoint was trained, as far as its folder tells
   // Of the matrices. f32 is the reference path; empty: bf16 where they are stored as bf16 or f16, else f32.
   std::optional<Precision> precision = Precision::f32;
+  // A folder that keeps packed weights, see packed_cache.h. That they could not be kept is among the model's notes.
+  std::optional<std::filesystem::path> packed_cache{};
+  bool verify_packed = false;  // read all that was kept, instead of its header alone
 };
 
 // Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
