@@ -3,6 +3,7 @@
     test_cli.py [GROUP]...      with ELAPID (the binary) and ELAPID_SOURCE_DIR in the environment
 """
 
+import array
 import json
 import math
 import os
@@ -1098,6 +1099,52 @@ class Memory(CliTest):
         write_safetensors(model / "model.safetensors", arrays)
         return model
 
+    def large_model(self, dtype):
+        """(folder, elements that are packed, of these the head's) of a model whose table is a quarter of it."""
+        vocab, width, inner, states, heads, layers = 16384, 1024, 2048, 128, 32, 5
+        conv = inner + 2 * states
+        config = {"model_type": "mamba2", "vocab_size": vocab, "hidden_size": width, "state_size": states,
+                  "num_heads": heads, "head_dim": inner // heads, "n_groups": 1, "num_hidden_layers": layers,
+                  "tie_word_embeddings": True}
+        shapes = {"embeddings.weight": [vocab, width], "norm_f.weight": [width]}
+        for i in range(layers):
+            shapes |= {f"layers.{i}." + name: shape for name, shape in {
+                "norm.weight": [width], "mixer.A_log": [heads], "mixer.D": [heads], "mixer.dt_bias": [heads],
+                "mixer.conv1d.weight": [conv, 1, 4], "mixer.conv1d.bias": [conv],
+                "mixer.in_proj.weight": [inner + conv + heads, width], "mixer.norm.weight": [inner],
+                "mixer.out_proj.weight": [width, inner]}.items()}
+        rng, bf16 = random.Random(1), dtype == "BF16"
+        values = array.array("f", [rng.gauss(0, 0.02) for _ in range(1 << 16)]).tobytes()
+        if bf16:  # the upper halves
+            values = b"".join(values[i:i + 2] for i in range(2, len(values), 4))
+        header, at = {}, 0
+        for name, shape in shapes.items():
+            size = math.prod(shape) * (2 if bf16 else 4)
+            header["backbone." + name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        model = self.folder / dtype
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(config))
+        write_raw(model / "model.safetensors", header, (values * (at // len(values) + 1))[:at])
+        projections = layers * width * (inner + conv + heads + inner)
+        return model, projections + vocab * width, vocab * width
+
+    def test_weights_are_in_memory_once(self):
+        """Loading takes what the packed weights do and a tenth of that, however large one tensor is."""
+        # Float32 scales of 64 weights; the head of a model in four bits has eight.
+        bytes_of = {"f32": (4, 4), "bf16": (2, 2), "int4": (0.5 + 4 / 64, 1 + 4 / 64)}
+        run_of_one = ("--prompt", "1", "--gen", "1", "--repeat", "1", "--threads", "2")
+        for stored, held in (("F32", "f32"), ("BF16", "bf16"), ("BF16", "int4")):
+            model, elements, head = self.large_model(stored)
+            each, each_of_head = bytes_of[held]
+            packed = ((elements - head) * each + head * each_of_head) / 2**20
+            states = 5 * 4 * (3 * (2048 + 2 * 128) + 2048 * 128) / 2**20
+            small = self.json("bench", "--model", TINY, "--dtype", held, *run_of_one)["peak_mem_mib"]
+            got = self.json("bench", "--model", model, "--dtype", held, *run_of_one)["peak_mem_mib"] - small
+            self.assertGreater(got, packed * 0.99, (stored, held))
+            self.assertLess(got, packed * 1.1 + states, (stored, held))
+            shutil.rmtree(model)
+
     def test_a_machine_without_more_threads(self):
         # Each thread reserves its stack; the limit leaves room for few.
         limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
@@ -1116,6 +1163,58 @@ class Memory(CliTest):
         self.assertGreater(ten["tokens"], 450_000)
         self.assertGreater(ten["tokens"], 9 * once["tokens"])
         self.assertLess(abs(ten["peak_rss_mib"] - once["peak_rss_mib"]), 8)
+
+
+class PackedCache(CliTest):
+    prompt = ("--prompt-ids", TINY_IDS, "--max-new-tokens", "8", "--greedy")
+
+    def test_commands_map_what_the_first_one_packed(self):
+        cache, state = self.folder / "new" / "cache", self.folder / "state"
+        model = self.model_copy()
+        plain = self.generate(*self.prompt, "--save-state", state, model=model)["ids"]
+        flags = ("--packed-cache", cache)
+        self.assertEqual(self.generate(*self.prompt, *flags, model=model)["ids"], plain)
+        (kept,) = cache.iterdir()
+        before = kept.stat()
+        self.assertEqual(self.generate(*self.prompt, *flags, model=model)["ids"], plain)
+        self.json("inspect", "--model", model, *flags)
+        self.json("bench", "--model", model, *flags, "--prompt", "4", "--gen", "2", "--repeat", "1")
+        (kept,) = cache.iterdir()
+        after = kept.stat()
+        self.assertEqual((before.st_ino, before.st_mtime_ns), (after.st_ino, after.st_mtime_ns))
+        # A state knows its model with and without.
+        states = ("--load-state", state, "--prompt-ids", "5", "--max-new-tokens", "4", "--greedy")
+        self.assertEqual(self.generate(*states, *flags, model=model)["ids"], self.generate(*states, model=model)["ids"])
+        # Another precision is another file; a damaged one is replaced.
+        self.generate(*self.prompt, *flags, "--dtype", "int8", model=model)
+        self.assertEqual(len(list(cache.iterdir())), 2)
+        good = kept.read_bytes()
+        kept.write_bytes(good[:3000])
+        self.assertEqual(self.generate(*self.prompt, *flags, model=model)["ids"], plain)
+        self.assertEqual(kept.read_bytes(), good)
+
+    def test_two_at_once(self):
+        cache = self.folder / "cache"
+        command = [ELAPID, "generate", "--model", str(TINY), *self.prompt, "--json", "--packed-cache", str(cache)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]
+        texts = [json.loads(p.communicate(timeout=100)[0])["ids"] for p in running]
+        self.assertEqual([p.returncode for p in running], [0] * 8)
+        self.assertEqual(texts, [texts[0]] * 8)
+        self.assertEqual(len(list(cache.iterdir())), 1)
+
+    def test_a_folder_that_cannot_be_written_is_one_warning(self):
+        file = self.folder / "file"
+        file.write_text("no folder")
+        for folder in (file, "/proc/cache"):
+            done = run("generate", "--model", TINY, *self.prompt, "--packed-cache", folder)
+            self.assertEqual(done.returncode, 0)
+            text = done.stderr.decode()
+            self.assertRegex(text, r"\Anote: packed weights are not kept: [^\n]+\n")
+            self.assertEqual(text.count("note:"), 1, text)
+            self.assertEqual(done.stdout, run("generate", "--model", TINY, *self.prompt).stdout)
+        self.refused("generate", "--model", TINY, "--packed-cache", "", code=2, says="--packed-cache")
+        self.refused("bench", "--config", STORYTELLER / "config.json", "--packed-cache", self.folder, code=2,
+                     says="--packed-cache")
 
 
 class Inspect(CliTest):

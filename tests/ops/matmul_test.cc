@@ -95,39 +95,78 @@ Op<Case> op() {
 
 TEST(Matmul, Forward) { check_forward(op()); }
 
+constexpr Shape kPackedShapes[] = {{19, 35}, {16, 32}, {1, 1}, {33, 130}, {50, 7}, {160, 100}, {15, 64}};
+
+// Rows of `columns` as a checkpoint may have them: in two parts, which are columns of wider matrices.
+std::vector<Tensor> parts_of(Workbench& bench, Shape shape, DType dtype) {
+  const int64_t first = shape[0] / 3, margin = 5;
+  std::vector<Tensor> parts;
+  for (const int64_t rows : {first, shape[0] - first}) {
+    const Tensor wide = bench.tensor({rows, shape[1] + 2 * margin}, kMixed, dtype, Alignment::none);
+    parts.push_back(wide.columns(margin, margin + shape[1]));
+  }
+  return parts;
+}
+const char* element_of(const std::vector<Tensor>& parts, int64_t row, int64_t column) {
+  const bool second = row >= parts[0].shape[0];
+  const Tensor& t = parts[second ? 1 : 0];
+  if (second) row -= parts[0].shape[0];
+  return static_cast<const char*>(t.data) + (row * t.row_stride() + column) * size_of(t.dtype);
+}
+
 TEST(Matmul, PackedOrderIsWhatTheContractSays) {
-  constexpr int64_t kOut = 19, kIn = 35;
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-    Workbench bench(2);
-    const Tensor rows = bench.tensor({kOut, kIn}, kMixed, dtype, Alignment::none);
-    const Param weight = packed(bench, rows);
-    const int64_t size = size_of(dtype), depth = packed_depth(kIn);
-    EXPECT_EQ(depth, 64);
-    EXPECT_EQ(packed_bytes(rows.shape, dtype), 32 * depth * size);
-    const char zeros[4] = {};
-    for (int64_t o = 0; o < 32; ++o) {
-      for (int64_t k = 0; k < depth; ++k) {
-        const int64_t in_block = dtype == DType::bf16 ? (k / 2 * 16 + o % 16) * 2 + k % 2 : k * 16 + o % 16;
-        const char* at = static_cast<const char*>(weight.value.data) + (o / 16 * depth * 16 + in_block) * size;
-        const char* from = o < kOut && k < kIn ? static_cast<const char*>(rows.data) + (o * kIn + k) * size : zeros;
-        ASSERT_EQ(std::memcmp(at, from, static_cast<size_t>(size)), 0) << "output " << o << ", input " << k;
-      }
+  for (const Shape shape : kPackedShapes) {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      Workbench bench(2);
+      const std::vector<Tensor> parts = parts_of(bench, shape, dtype);
+      const int64_t size = size_of(dtype), depth = packed_depth(shape[1]), blocks = packed_blocks(shape[0]);
+      ASSERT_EQ(packed_bytes(shape, dtype), blocks * 16 * depth * size);
+      const char zeros[4] = {};
+      for_each_isa([&](Isa isa) {
+        SCOPED_TRACE(concat(name_of(isa), ' ', name_of(dtype), ' ', shape[0], " x ", shape[1]));
+        const Tensor memory = bench.output(1, packed_bytes(shape, dtype) / 4, false);
+        bench.writable(memory);
+        bench.snapshot();
+        pack_weight(threads(3), parts, dtype, memory.data);
+        EXPECT_EQ(bench.damage(), "");
+        for (int64_t o = 0; o < blocks * 16; ++o) {
+          for (int64_t k = 0; k < depth; ++k) {
+            const int64_t in_block = dtype == DType::bf16 ? (k / 2 * 16 + o % 16) * 2 + k % 2 : k * 16 + o % 16;
+            const char* at = static_cast<const char*>(memory.data) + (o / 16 * depth * 16 + in_block) * size;
+            const char* from = o < shape[0] && k < shape[1] ? element_of(parts, o, k) : zeros;
+            ASSERT_EQ(std::memcmp(at, from, static_cast<size_t>(size)), 0) << "output " << o << ", input " << k;
+          }
+        }
+      });
     }
   }
 }
 
+// Every float16, and floats of every exponent: around ties, NaN with a payload that rounding would lose, infinities.
 TEST(Matmul, PackedOrderOfRoundedWeightsIsThatOfRoundedRows) {
-  constexpr int64_t kOut = 19, kIn = 35;
+  constexpr int64_t kOut = 19, kIn = 3500;
   for (const DType dtype : {DType::f32, DType::f16}) {
     Workbench bench(6);
-    const Tensor rows = bench.tensor({kOut, kIn}, kMixed, dtype, Alignment::none);
-    const Tensor by_hand = bench.tensor({kOut, kIn}, kMixed, DType::bf16);
-    const reference::Matrix values = reference::matrix_of(rows);
-    for (int64_t i = 0; i < kOut * kIn; ++i) by_hand.ptr<BFloat16>()[i] = to_bf16(static_cast<float>(values[i]));
-    const Param got = packed(bench, rows, Arithmetic::bf16), want = packed(bench, by_hand);
-    EXPECT_EQ(got.value.dtype, DType::bf16);
+    const Tensor rows = bench.tensor({kOut, kIn}, kMixed, dtype),
+                 by_hand = bench.tensor({kOut, kIn}, kMixed, DType::bf16);
+    for (int64_t i = 0; i < kOut * kIn; ++i) {
+      if (dtype == DType::f16) {
+        rows.ptr<Float16>()[i] = {static_cast<uint16_t>(i)};
+        by_hand.ptr<BFloat16>()[i] = to_bf16(to_float(rows.ptr<Float16>()[i]));
+      } else {
+        constexpr uint32_t kLow[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x10000, 0x18000, 0x3fffff};
+        const uint32_t bits = (static_cast<uint32_t>(i) / 9 % 512 << 23) + kLow[i % 9];
+        std::memcpy(rows.ptr<float>() + i, &bits, 4);
+        by_hand.ptr<BFloat16>()[i] = to_bf16(rows.ptr<float>()[i]);
+      }
+    }
+    const Param want = packed(bench, by_hand);
     const auto bytes = static_cast<size_t>(packed_bytes(rows.shape, DType::bf16));
-    EXPECT_EQ(std::memcmp(got.value.data, want.value.data, bytes), 0);
+    for_each_isa([&](Isa isa) {
+      const Param got = packed(bench, rows, Arithmetic::bf16);
+      EXPECT_EQ(got.value.dtype, DType::bf16);
+      EXPECT_EQ(std::memcmp(got.value.data, want.value.data, bytes), 0) << name_of(isa) << ' ' << name_of(dtype);
+    });
   }
 }
 

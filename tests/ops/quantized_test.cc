@@ -4,7 +4,11 @@
 #include "elapid/ops/matmul/matmul_reference.h"
 #include "tests/ops/packed.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iterator>
+#include <limits>
 
 namespace elapid::testing {
 namespace {
@@ -105,6 +109,80 @@ TEST(Quantized, CodesAreTheNearest) {
   }
 }
 
+// One group of one output, weight by weight; returns the scale.
+float quantize_by_hand(Packing packing, const float (&w)[kQuantGroup], int (&codes)[kQuantGroup]) {
+  float largest = 0;
+  for (const float v : w) largest = std::max(largest, std::abs(v));
+  if (packing == Packing::int8) {
+    const float scale = largest / 127;
+    for (int64_t k = 0; k < kQuantGroup; ++k) {
+      codes[k] = scale > 0 ? static_cast<int>(std::clamp(std::nearbyint(w[k] / scale), -127.0f, 127.0f)) : 0;
+    }
+    return scale;
+  }
+  float best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (const float share : {1.0f, 0.94f, 0.88f, 0.82f}) {
+    const float scale = largest * share, inverse = scale > 0 ? 1 / scale : 0;
+    int tried[kQuantGroup];
+    double error = 0;
+    for (int64_t k = 0; k < kQuantGroup; ++k) {
+      tried[k] = 0;
+      for (int i = 0; i < 15; ++i) tried[k] += w[k] * inverse > (kNormalFloat4[i] + kNormalFloat4[i + 1]) / 2 ? 1 : 0;
+      const double off = double{w[k]} - double{scale} * double{kNormalFloat4[tried[k]]};
+      error += off * off;
+    }
+    if (error < least) {
+      least = error;
+      best = scale;
+      std::copy_n(tried, kQuantGroup, codes);
+    }
+  }
+  return best;
+}
+
+// Every level writes the bits that this arithmetic gives, in the order that the header describes: scales, words.
+TEST(Quantized, EveryLevelPacksTheSameBits) {
+  const Range ranges[] = {kMixed, kPositive, {-1e-42, 1e-42}, {-1e38, 1e38}, {-1e-3, 2e-3}, {0, 0}};
+  const Shape shapes[] = {{19, 150}, {16, 64}, {1, 1}, {70, 130}, {40, 129}, {33, 192}};
+  for (size_t i = 0; i < std::size(shapes); ++i) {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      if (dtype == DType::f16 && ranges[i].high > 6e4) continue;
+      Workbench bench(20 + i);
+      const Shape shape = shapes[i];
+      const Tensor rows = bench.tensor(shape, ranges[i], dtype, Alignment::none);
+      const reference::Matrix values = reference::matrix_of(rows);
+      const int64_t groups = quant_groups(shape[1]), blocks = packed_blocks(shape[0]);
+      for (const Packing packing : {Packing::int8, Packing::int4}) {
+        const int64_t bytes = quantized_bytes(shape, packing), per_word = packing == Packing::int8 ? 4 : 8;
+        std::vector<uint32_t> want(static_cast<size_t>(bytes / 4));
+        for (int64_t o = 0; o < blocks * 16; ++o) {
+          for (int64_t g = 0; g < groups; ++g) {
+            float w[kQuantGroup] = {};
+            for (int64_t k = 0; k < kQuantGroup && g * kQuantGroup + k < shape[1] && o < shape[0]; ++k) {
+              w[k] = static_cast<float>(values(o, g * kQuantGroup + k));
+            }
+            int codes[kQuantGroup];
+            const float scale = quantize_by_hand(packing, w, codes);
+            uint32_t* group = want.data() + (o / 16 * groups + g) * quant_group_bytes(packing) / 4;
+            std::memcpy(group + o % 16, &scale, 4);
+            for (int64_t k = 0; k < kQuantGroup; ++k) {
+              const int64_t j = k % per_word, bit = packing == Packing::int8 ? 8 * j : j / 2 * 4 + j % 2 * 16;
+              const uint32_t mask = packing == Packing::int8 ? 255 : 15;
+              group[16 + k / per_word * 16 + o % 16] |= (static_cast<uint32_t>(codes[k]) & mask) << bit;
+            }
+          }
+        }
+        for_each_isa([&](Isa isa) {
+          const Param got = quantized(bench, rows, packing);
+          EXPECT_EQ(std::memcmp(got.value.data, want.data(), static_cast<size_t>(bytes)), 0)
+              << name_of(isa) << ' ' << name_of(dtype) << " shape " << i << ' ' << static_cast<int>(packing);
+        });
+      }
+    }
+  }
+}
+
 TEST(Quantized, SquaresThatOverflowFloatAreNoObstacle) {
   Workbench bench(10);
   const Tensor rows = bench.tensor({2, 64}, kMixed);
@@ -122,9 +200,9 @@ TEST(Quantized, ZerosStayZerosAndWhatIsNotFiniteIsAnError) {
     std::fill_n(rows.ptr<float>(), rows.size(), 0.0f);
     const Param weight = quantized(bench, rows, packing);
     for (int64_t k = 0; k < 130; ++k) ASSERT_EQ(quantized_weight(weight, 1, k), 0);
-    for (const float bad : {__builtin_nanf(""), __builtin_inff()}) {
+    for (const float bad : {__builtin_nanf(""), -__builtin_nanf(""), __builtin_inff(), -__builtin_inff()}) {
       rows.ptr<float>()[200] = bad;
-      EXPECT_THROW(quantized(bench, rows, packing), Error);
+      for_each_isa([&](Isa) { EXPECT_THROW(quantized(bench, rows, packing), Error); });
     }
   }
 }

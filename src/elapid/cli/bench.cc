@@ -69,13 +69,15 @@ class Bench {
 
 void run(const Options& o) {
   if (o.config && o.model.model) throw UsageError("--config: must not go with --model, got both");
+  if (o.config && o.model.packed_cache) {
+    throw UsageError("--packed-cache: must not go with --config, whose weights are random, got both");
+  }
   std::optional<ModelConfig> config;
   if (o.config) config = parse_config(read_text_file(*o.config, kConfigLimit), *o.config);
   const std::string name = o.config ? *o.config : o.model.folder().string();
   const auto threads = o.model.start_threads();
   const Stopwatch load;
-  const auto model = config ? random_model(*config, *threads, 1, o.model.precision)
-                            : load_model(name, *threads, o.model.load_options());
+  const auto model = config ? random_model(*config, *threads, 1, o.model.precision) : o.model.load(name, *threads);
   const double load_seconds = load.seconds();
   Engine engine(*model, *threads, {.slots = o.batch, .chunk = o.chunk, .batch = std::max(o.chunk, o.batch)});
 

@@ -38,7 +38,9 @@ void run(const Options& o) {
   if (o.devices) return print_devices(o);
   // Loading checks every tensor against the config; what is printed is what would run.
   const auto threads = o.model.start_threads();
-  const auto model = load_model(o.model.folder(), *threads, o.model.load_options());
+  LoadOptions options = o.model.load_options();
+  options.verify_packed = true;
+  const auto model = load_model(o.model.folder(), *threads, options);
   const ModelConfig& config = model->config();
   const Model::Weights& weights = model->weights();
   const int64_t state_bytes = model->state_spec()->bytes_per_sequence(),

@@ -58,6 +58,13 @@ void ModelOptions::add_folder(Flags& flags) {
         gated_norm = text == "group" ? GatedNorm::group : GatedNorm::whole;
       },
       "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
+  flags.option(
+      "--packed-cache", "DIR",
+      [this](const std::string& text) {
+        if (text.empty()) throw UsageError("--packed-cache: must be a folder, got nothing");
+        packed_cache = text;
+      },
+      "Keep the packed weights in this folder, made when it is missing: the next load of the same files maps them");
   flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
 }
 

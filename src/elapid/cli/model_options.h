@@ -18,11 +18,12 @@ struct ModelOptions {
   std::optional<std::string> model, tokenizer;
   std::optional<GatedNorm> gated_norm;
   std::optional<Precision> precision;
+  std::optional<std::string> packed_cache;
   int64_t threads = 0;  // 0: all that this process may use
 
   // --model --device --gated-norm --threads
   void add_folder(Flags& flags);
-  // These and --dtype
+  // These, --dtype and --packed-cache
   void add(Flags& flags);
   void add_tokenizer(Flags& flags);
 
@@ -30,7 +31,9 @@ struct ModelOptions {
   // error is one line.
   [[nodiscard]] std::filesystem::path folder() const;
   [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
-  [[nodiscard]] LoadOptions load_options() const { return {.gated_norm = gated_norm, .precision = precision}; }
+  [[nodiscard]] LoadOptions load_options() const {
+    return {.gated_norm = gated_norm, .precision = precision, .packed_cache = packed_cache};
+  }
   // The model, with what a person should know about it on standard error.
   [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.

@@ -16,16 +16,30 @@ namespace elapid {
 class Hash {
  public:
   void add(const void* data, size_t bytes) {
-    const auto* p = static_cast<const unsigned char*>(data);
+    announce(bytes);
+    add_piece(data, bytes);
+  }
+  void add(const std::string& text) { add(text.data(), text.size()); }
+
+  // The same in pieces: first how many bytes there are in all, then pieces that are multiples of kPiece, and last one
+  // that is not, or nothing.
+  static constexpr size_t kPiece = 32;
+  void announce(size_t bytes) {
     mix(0, bytes);
-    for (; bytes >= 32; p += 32, bytes -= 32) {
+    left_ = bytes;
+  }
+  void add_piece(const void* data, size_t bytes) {
+    const auto* p = static_cast<const unsigned char*>(data);
+    left_ -= bytes;
+    for (; bytes >= kPiece; p += kPiece, bytes -= kPiece) {
       for (size_t lane = 0; lane < 4; ++lane) {
         uint64_t word;
         std::memcpy(&word, p + lane * 8, 8);
         mix(lane, word);
       }
     }
-    unsigned char rest[32] = {};
+    if (left_ > 0) return;
+    unsigned char rest[kPiece] = {};
     if (bytes > 0) std::memcpy(rest, p, bytes);
     for (size_t lane = 0; lane < 4; ++lane) {
       uint64_t word;
@@ -33,7 +47,6 @@ class Hash {
       mix(lane, word);
     }
   }
-  void add(const std::string& text) { add(text.data(), text.size()); }
 
   [[nodiscard]] std::string hex() const {
     const uint64_t high = finish(lanes_[0] ^ std::rotl(lanes_[1], 17)),
@@ -55,6 +68,7 @@ class Hash {
     return x ^ (x >> 31);
   }
   uint64_t lanes_[4] = {1, 2, 3, 4};
+  size_t left_ = 0;
 };
 
 }  // namespace elapid

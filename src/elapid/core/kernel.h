@@ -37,6 +37,22 @@ struct Cuda {
 #define ELAPID_AMX_KERNEL(Args) void run(Amx, const Args&);
 #define ELAPID_CUDA_KERNEL(Args) void run(Cuda, const Args&);
 
+// On host memory, whatever the device of a Context.
+template <class Args>
+void dispatch_on_cpu(ThreadPool& threads, const Args& args) {
+  switch (active_isa()) {
+    case Isa::baseline: return run(Baseline{threads}, args);
+    case Isa::avx2: return run(Avx2{threads}, args);
+    case Isa::avx512: return run(Avx512{threads}, args);
+    case Isa::amx:
+      if constexpr (requires(Amx amx) { run(amx, args); }) {
+        return run(Amx{threads}, args);
+      } else {
+        return run(Avx512{threads}, args);
+      }
+  }
+}
+
 template <class Args>
 void dispatch(const Context& ctx, const Args& args) {
   if (ctx.device.type == DeviceType::cuda) {
@@ -46,27 +62,29 @@ void dispatch(const Context& ctx, const Args& args) {
       fail("launch: the device must have a kernel for every operator, got one that is not built for cuda");
     }
   }
-  switch (active_isa()) {
-    case Isa::baseline: return run(Baseline{ctx.threads}, args);
-    case Isa::avx2: return run(Avx2{ctx.threads}, args);
-    case Isa::avx512: return run(Avx512{ctx.threads}, args);
-    case Isa::amx:
-      if constexpr (requires(Amx amx) { run(amx, args); }) {
-        return run(Amx{ctx.threads}, args);
-      } else {
-        return run(Avx512{ctx.threads}, args);
-      }
-  }
+  dispatch_on_cpu(ctx.threads, args);
+}
+
+// Times `launched` where kernels are traced.
+template <class Args, class Launch>
+void traced(const Launch& launched) {
+  if (!tracing()) [[likely]]
+    return launched();
+  const auto start = std::chrono::steady_clock::now();
+  launched();
+  trace_launch(typeid(Args), std::chrono::steady_clock::now() - start);
 }
 
 template <class Args>
 void launch(const Context& ctx, const Args& args) {
   require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
-  if (!tracing()) [[likely]]
-    return dispatch(ctx, args);
-  const auto start = std::chrono::steady_clock::now();
-  dispatch(ctx, args);
-  trace_launch(typeid(Args), std::chrono::steady_clock::now() - start);
+  traced<Args>([&] { dispatch(ctx, args); });
+}
+
+// For kernels that prepare what models are made of, before there is a Context.
+template <class Args>
+void launch_on_cpu(ThreadPool& threads, const Args& args) {
+  traced<Args>([&] { dispatch_on_cpu(threads, args); });
 }
 
 }  // namespace elapid

@@ -35,16 +35,19 @@ inline constexpr int64_t kAmxRows = 16, kAmxDepth = 32, kAmxElements = kAmxRows 
 // and loads and products run one after another, at a quarter of the speed. A zeroed tile takes none: operands are
 // zeroed as soon as they have been used.
 
-// rows · columns of row_tiles × blocks tiles, at most four, over `steps` times 32 of depth, stays in tiles 0 … 3. The
+ELAPID_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Adds rows · columns of row_tiles × blocks tiles, at most four, over `steps` times 32 of depth, to tiles 0 … 3. The
 // next row tile is x_tile elements on, the next block w_block. each() runs once a step.
 template <int row_tiles, int blocks, class Each>
 ELAPID_INLINE void multiply_tiles(const BFloat16* x, int64_t x_tile, const BFloat16* w, int64_t w_block, int64_t steps,
                                   const Each& each) {
   settle_memory();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
   for (int64_t k = 0; k < steps; ++k, x += kAmxElements, w += kAmxElements) {
     each();
     if constexpr (row_tiles == 1 && blocks == 4) {

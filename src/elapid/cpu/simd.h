@@ -75,6 +75,10 @@ ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm512_loadu_si512(p
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+ELAPID_INLINE Part part_load_bf16(const uint16_t* p) {
+  return part_floats(
+      part_shift_left<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+}
 // Four floats from each of row(0) … row(3), one after another.
 template <class Row>
 ELAPID_INLINE Part part_load_rows(const Row& row) {
@@ -128,6 +132,9 @@ ELAPID_INLINE IntPart part_load_int(const void* p) { return _mm256_loadu_si256(s
 ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+ELAPID_INLINE Part part_load_bf16(const uint16_t* p) {
+  return part_floats(part_shift_left<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+}
 template <class Row>
 ELAPID_INLINE Part part_load_rows(const Row& row) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(0))), _mm_loadu_ps(row(1)), 1);
@@ -176,6 +183,9 @@ ELAPID_INLINE Part part_load_half(const uint16_t* p) {
   alignas(16) float f[4];
   for (int i = 0; i < 4; ++i) f[i] = to_float(Float16{p[i]});
   return _mm_load_ps(f);
+}
+ELAPID_INLINE Part part_load_bf16(const uint16_t* p) {
+  return part_floats(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 template <class Row>
 ELAPID_INLINE Part part_load_rows(const Row& row) {

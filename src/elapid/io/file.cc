@@ -68,13 +68,18 @@ class RegularFile {
     if (fd() < 0 || ::fstat(fd(), &status) != 0) fail_to_read(path, message_of(errno));
     if (!S_ISREG(status.st_mode)) fail_to_read(path, kind_of(status.st_mode));
     size_ = static_cast<size_t>(status.st_size);
+    constexpr int64_t kNanoseconds = 1'000'000'000;
+    identity_ = {status.st_dev, status.st_ino, status.st_size,
+                 status.st_mtim.tv_sec * kNanoseconds + status.st_mtim.tv_nsec};
   }
   [[nodiscard]] int fd() const { return descriptor_.get(); }
   [[nodiscard]] size_t size() const { return size_; }
+  [[nodiscard]] const FileIdentity& identity() const { return identity_; }
 
  private:
   Descriptor descriptor_;
   size_t size_ = 0;
+  FileIdentity identity_;
 };
 
 bool is_in_proc(const fs::path& path) {
@@ -113,6 +118,7 @@ std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {
   const RegularFile source(path);
   // Made first, so that nothing can throw between mapping and owning. mmap refuses empty files.
   const std::shared_ptr<MappedFile> file(new MappedFile(path, nullptr, 0));
+  file->identity_ = source.identity();
   if (source.size() == 0) return file;
   void* const data = ::mmap(nullptr, source.size(), PROT_READ, MAP_PRIVATE, source.fd(), 0);
   if (data == MAP_FAILED) fail_to_read(path, message_of(errno));
@@ -121,10 +127,12 @@ std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {
   return file;
 }
 
-std::shared_ptr<const MappedFile> MappedFile::from_memory(const fs::path& path, Buffer memory) {
+std::shared_ptr<const MappedFile> MappedFile::from_memory(const fs::path& path, Buffer memory,
+                                                          const FileIdentity& identity) {
   const auto* const data = static_cast<const std::byte*>(memory.data());
   const std::shared_ptr<MappedFile> file(new MappedFile(path, data, static_cast<size_t>(memory.bytes())));
   file->memory_ = std::move(memory);
+  file->identity_ = identity;
   return file;
 }
 
@@ -135,13 +143,13 @@ MappedFile::~MappedFile() {
 void MappedFile::drop_pages(Bytes range) const {
   if (range.empty() || memory_.data() != nullptr) return;
   assert(range.data() >= data_ && range.data() + range.size() <= data_ + size_);
-  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  const auto offset = static_cast<size_t>(range.data() - data_);  // the mapping itself begins at a page
-  // Whole pages only: what shares a page with the range may still be in use.
-  const size_t begin = (offset + page - 1) / page * page;
-  const size_t end = (offset + range.size()) / page * page;
+  // A fault maps all of a large folio. What else is in it comes back when it is read.
+  constexpr size_t kFolio = size_t{2} << 20;
+  const auto offset = static_cast<size_t>(range.data() - data_);
+  const size_t begin = offset / kFolio * kFolio;
+  const size_t end = std::min((offset + range.size() + kFolio - 1) / kFolio * kFolio, size_);
   // Advice: when the kernel refuses, memory is the only loss.
-  if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+  ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
 bool is_folder(const fs::path& path) {

@@ -16,6 +16,12 @@ namespace elapid {
 
 using Bytes = std::span<const std::byte>;
 
+// What tells a file from others and from itself after a change, as far as a file system does.
+struct FileIdentity {
+  uint64_t device = 0, inode = 0;
+  int64_t size = 0, modified = 0;  // bytes; nanoseconds since 1970
+};
+
 // A regular file mapped read-only. Shared: tensors that view it keep it alive. Errors name the path and the reason
 // (missing, a directory, a symlink loop, no permission). The file must not shrink while it is mapped: reading beyond
 // its new end is SIGBUS, as with every mapping. Replacing it by rename, as AtomicFile does, is harmless.
@@ -23,16 +29,19 @@ class MappedFile {
  public:
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
   // Memory that stands for a part of the file at `path` which could not be used as it is there.
-  static std::shared_ptr<const MappedFile> from_memory(const std::filesystem::path& path, Buffer memory);
+  static std::shared_ptr<const MappedFile> from_memory(const std::filesystem::path& path, Buffer memory,
+                                                       const FileIdentity& identity = {});
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
   [[nodiscard]] Bytes bytes() const { return {data_, size_}; }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  // Of the file as it was opened.
+  [[nodiscard]] const FileIdentity& identity() const { return identity_; }
 
-  // Tells the kernel that the resident pages of this range are no longer needed here (they stay in the page cache):
-  // after weights were packed, memory holds them once. Nothing happens to memory that stands for a file.
+  // Tells the kernel that the resident pages of this range, and around it to multiples of 2 MiB (as much may have come
+  // with one page), are not needed here now. They stay in the page cache. Nothing happens to memory that is no mapping.
   void drop_pages(Bytes range) const;
 
  private:
@@ -40,6 +49,7 @@ class MappedFile {
   std::filesystem::path path_;
   const std::byte* data_;
   size_t size_;
+  FileIdentity identity_;
   Buffer memory_;  // what data_ points into, unless it is a mapping
 };
 

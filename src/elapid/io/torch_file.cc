@@ -436,7 +436,7 @@ class TorchReader {
   static int64_t aligned(int64_t bytes) { return (bytes + kCopyAlignment - 1) / kCopyAlignment * kCopyAlignment; }
 
   [[nodiscard]] std::shared_ptr<const MappedFile> make_copies(int64_t bytes) const {
-    return MappedFile::from_memory(what_, Buffer(bytes));
+    return MappedFile::from_memory(what_, Buffer(bytes), file_ ? file_->identity() : FileIdentity{});
   }
 
   static void gather(const View& view, const Tensor& to) {

@@ -1,6 +1,7 @@
 #include "elapid/model/builder.h"
 
 #include "elapid/core/error.h"
+#include "elapid/model/checkpoint_rules.h"
 #include "elapid/ops/matmul/quantized.h"
 
 #include <algorithm>
@@ -123,27 +124,24 @@ void pack_decoded(ThreadPool& threads, const ModelBuilder::Source& source, Shape
   }
 }
 
-// A parameter's parts → memory of bytes_in() its precision.
-Tensor pack_parts(ThreadPool& threads, const ModelBuilder::Source& source, Shape shape, Precision precision,
-                  const std::string& name, void* memory) {
-  if (is_quantized(packing_of(precision)) && precision_of_codes(source) == precision) {
-    std::vector<const CodedRows*> coded;
-    for (const ModelBuilder::Part& part : source.parts) coded.push_back(part.coded.get());
-    return pack_codes(threads, coded, packing_of(precision), memory);
+// Rows [begin, end) of all parts together.
+std::vector<ModelBuilder::Part> rows_of(const ModelBuilder::Source& source, int64_t begin, int64_t end) {
+  std::vector<ModelBuilder::Part> rows;
+  int64_t first = 0;
+  for (const ModelBuilder::Part& part : source.parts) {
+    const int64_t size = part.rows.shape[0], from = std::max(begin - first, int64_t{0}),
+                  to = std::min(end - first, size);
+    if (from < to) rows.push_back({part.rows.slice(from, to), part.file});
+    first += size;
   }
-  const auto is_coded = [](const ModelBuilder::Part& part) { return part.coded != nullptr; };
-  if (std::none_of(source.parts.begin(), source.parts.end(), is_coded)) {
-    std::vector<Tensor> rows;
-    for (const ModelBuilder::Part& part : source.parts) rows.push_back(part.rows);
-    return pack_rows(threads, rows, precision, name, memory);
+  return rows;
+}
+
+// What was copied is not needed twice; a table's rows come back when they are looked up.
+void drop_pages(const std::vector<ModelBuilder::Part>& parts) {
+  for (const ModelBuilder::Part& part : parts) {
+    if (part.file && part.rows.shape[0] > 0) part.file->drop_pages(bytes_of(part));
   }
-  pack_decoded(threads, source, shape, precision, name, static_cast<char*>(memory));
-  const DType stored = source.parts.front().rows.dtype;
-  return {memory,
-          is_quantized(packing_of(precision)) ? DType::u8
-          : precision == Precision::bf16      ? DType::bf16
-                                              : stored,
-          shape};
 }
 
 }  // namespace
@@ -161,10 +159,10 @@ ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optiona
     : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
 
 void* ModelBuilder::take(int64_t bytes) {
-  const int64_t left = model_->memory_.bytes() - used_;
-  require(bytes <= left, "load model: weights must fit the memory that was counted for them, ", model_->memory_.bytes(),
-          " bytes, got ", bytes, " where ", left, " are left");
-  char* at = static_cast<char*>(model_->memory_.data()) + used_;
+  const int64_t left = bytes_ - used_;
+  require(bytes <= left, "load model: weights must fit the memory that was counted for them, ", bytes_, " bytes, got ",
+          bytes, " where ", left, " are left");
+  char* at = static_cast<char*>(memory_) + used_;
   used_ += aligned(bytes);
   return at;
 }
@@ -188,9 +186,12 @@ int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source)
   }
 }
 
-void ModelBuilder::fill(const Find& find) {
+void ModelBuilder::note(std::string text) { model_->config_.notes.push_back(std::move(text)); }
+
+void ModelBuilder::fill(const Find& find, const FindPacked& find_packed) {
   Model& model = *model_;
-  int64_t total = 0;
+  int64_t& total = bytes_;
+  std::string layout;
   std::map<std::string, const Param*> placed;
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, false);
@@ -198,8 +199,17 @@ void ModelBuilder::fill(const Find& find) {
     const int64_t bytes = memory_of(info, source);
     require(!__builtin_add_overflow(total, bytes, &total), "load model: all weights together must fit 63 bits, got ",
             bytes, " bytes more at ", info.param->name);
+    layout +=
+        concat(info.name, ' ', static_cast<int>(info.role), ' ', shown(info.shape), ' ', source.key, ' ', bytes, '\n');
   });
-  model.memory_ = Buffer(total);
+  if (const Packed found = find_packed ? find_packed(layout, total) : Packed{}; found.file) {
+    model.files_.push_back(found.file);
+    memory_ = const_cast<void*>(found.memory);  // nobody writes weights
+    packed_ = true;
+  } else {
+    model.memory_ = Buffer(total);
+    memory_ = model.memory_.data();
+  }
   model.visit([&](const ParameterInfo& info) {
     const Source source = find(info, true);
     const Param*& first = placed[source.key];
@@ -210,6 +220,37 @@ void ModelBuilder::fill(const Find& find) {
     first = info.param;
     place(info, source);
   });
+}
+
+// Some rows after others: the pages of a mapped file take little memory beside what they become.
+Tensor ModelBuilder::pack(const ParameterInfo& info, const Source& source, Precision precision,
+                          const std::string& name) {
+  constexpr int64_t kAtOnce = int64_t{4} << 20;
+  const DType stored = source.parts.front().rows.dtype;
+  const Packing packing = packing_of(precision);
+  const DType packed = is_quantized(packing) ? DType::u8 : precision == Precision::bf16 ? DType::bf16 : stored;
+  const int64_t rows = info.shape[0], columns = info.shape[1];
+  auto* const memory = static_cast<char*>(take(bytes_in(precision, info.shape, stored)));
+  const Tensor value(memory, packed, info.shape);
+  if (packed_) return value;
+  if (is_quantized(packing) && precision_of_codes(source) == precision) {
+    std::vector<const CodedRows*> coded;
+    for (const Part& part : source.parts) coded.push_back(part.coded.get());
+    return pack_codes(threads_, coded, packing, memory);
+  }
+  if (std::any_of(source.parts.begin(), source.parts.end(), [](const Part& part) { return part.coded != nullptr; })) {
+    pack_decoded(threads_, source, info.shape, precision, name, memory);
+    return value;
+  }
+  const int64_t step = (kAtOnce / std::max(columns * size_of(stored), int64_t{1}) / kPackBlock + 1) * kPackBlock;
+  for (int64_t begin = 0; begin < rows; begin += step) {
+    const std::vector<Part> parts = rows_of(source, begin, std::min(begin + step, rows));
+    std::vector<Tensor> tensors;
+    for (const Part& part : parts) tensors.push_back(part.rows);
+    pack_rows(threads_, tensors, precision, name, memory + bytes_in(precision, {begin, columns}, stored));
+    drop_pages(parts);
+  }
+  return value;
 }
 
 void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
@@ -229,7 +270,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     const Precision precision = precision_of(info, source);
     const int64_t bytes = bytes_in(precision, info.shape, source.parts.front().rows.dtype);
     to.packing = packing_of(precision);
-    to.value = pack_parts(threads_, source, info.shape, precision, param.name, take(bytes));
+    to.value = this->pack(info, source, precision, param.name);
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
@@ -239,8 +280,10 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     param.value = Tensor(take(shape.size() * size_of(DType::f32)), DType::f32, shape);
     float* to = param.value.ptr<float>();
     const int64_t rows = info.shape[0], columns = info.shape.size() / std::max<int64_t>(rows, 1);
-    for_each_element(source,
-                     [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    if (!packed_) {
+      for_each_element(source,
+                       [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    }
     weights.bytes_per_token += param.value.bytes();
   };
   const auto as_is = [](float v) { return v; };
@@ -259,7 +302,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
         model.files_.push_back(part.file);
       } else {
         void* copy = take(param.value.bytes());
-        std::memcpy(copy, part.rows.data, static_cast<size_t>(param.value.bytes()));
+        if (!packed_) std::memcpy(copy, part.rows.data, static_cast<size_t>(param.value.bytes()));
         param.value.data = copy;
       }
       weights.bytes_per_token += param.value.cols() * size_of(param.value.dtype);
@@ -276,10 +319,7 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
       break;
     case Role::conv_taps: floats({info.shape[2], info.shape[0]}, true, as_is); break;
   }
-  // What was copied is not needed twice; a table's rows come back when they are looked up.
-  for (const Part& part : source.parts) {
-    if (part.file && part.rows.shape[0] > 0) part.file->drop_pages(bytes_of(part));
-  }
+  drop_pages(source.parts);
 }
 
 std::unique_ptr<Model> ModelBuilder::finish(std::function<std::string()> fingerprint) {

@@ -42,8 +42,20 @@ class ModelBuilder {
   // `precision` as LoadOptions'.
   ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision);
 
+  // A file that holds all of the model's own memory already, and where in it that begins, or nothing. `layout` tells
+  // where everything lies in it and which of a checkpoint's tensors it is.
+  struct Packed {
+    std::shared_ptr<const MappedFile> file;
+    const void* memory = nullptr;
+  };
+  using FindPacked = std::function<Packed(const std::string& layout, int64_t bytes)>;
+
   // Fills every parameter. Called once, before finish().
-  void fill(const Find& find);
+  void fill(const Find& find, const FindPacked& find_packed = {});
+  // The model's own memory.
+  [[nodiscard]] Bytes memory() const { return {static_cast<const std::byte*>(memory_), static_cast<size_t>(bytes_)}; }
+  // Adds to what a person should know about how the model was loaded.
+  void note(std::string text);
   // `fingerprint` is called when a state meets a file.
   std::unique_ptr<Model> finish(std::function<std::string()> fingerprint);
 
@@ -52,12 +64,15 @@ class ModelBuilder {
   [[nodiscard]] Precision precision_of(const ParameterInfo& info, const Source& source) const;
   [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);
+  Tensor pack(const ParameterInfo& info, const Source& source, Precision precision, const std::string& name);
   void* take(int64_t bytes);
 
   std::unique_ptr<Model> model_;
   ThreadPool& threads_;
   std::optional<Precision> precision_;
-  int64_t used_ = 0;
+  void* memory_ = nullptr;
+  int64_t bytes_ = 0, used_ = 0;
+  bool packed_ = false;  // what memory_ is to hold is there already
 };
 
 }  // namespace elapid

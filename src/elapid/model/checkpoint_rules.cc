@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 #include "elapid/model/quantization.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string_view>
@@ -10,8 +11,22 @@
 namespace elapid {
 namespace {
 
-bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
+// A few at a time, whose pages are given back: both tensors are large.
+bool same_bytes(const StoredTensor& a, const StoredTensor& b) {
+  constexpr size_t kAtOnce = size_t{8} << 20;
+  if (a.tensor.dtype != b.tensor.dtype || !(a.tensor.shape == b.tensor.shape)) return false;
+  if (a.tensor.data == b.tensor.data) return true;
+  const auto size = static_cast<size_t>(a.tensor.bytes());
+  bool same = true;
+  for (size_t at = 0; same && at < size; at += kAtOnce) {
+    const size_t count = std::min(kAtOnce, size - at);
+    const Bytes left(static_cast<const std::byte*>(a.tensor.data) + at, count),
+        right(static_cast<const std::byte*>(b.tensor.data) + at, count);
+    same = std::memcmp(left.data(), right.data(), count) == 0;
+    if (a.file) a.file->drop_pages(left);
+    if (b.file) b.file->drop_pages(right);
+  }
+  return same;
 }
 
 }  // namespace
@@ -63,7 +78,7 @@ void check_tensors(const ModelConfig& config, const Checkpoint& weights, const C
 void untie_if_different(ModelConfig& config, const Checkpoint& weights, const CheckpointRules& rules) {
   const std::string &head = rules.at(kHeadName).front().theirs, &embedding = rules.at(kEmbeddingName).front().theirs;
   if (!config.tied_head || !weights.contains(head) || !weights.contains(embedding)) return;
-  if (same_bytes(weights.at(head), weights.at(embedding))) return;
+  if (same_bytes(weights.entries().at(head), weights.entries().at(embedding))) return;
   config.tied_head = false;
   config.notes.push_back(concat("tie_word_embeddings is true, but ", head, " differs from ", embedding,
                                 ": the head is the checkpoint's own"));

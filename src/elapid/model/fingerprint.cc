@@ -3,6 +3,7 @@
 #include "elapid/core/error.h"
 #include "elapid/core/hash.h"
 
+#include <algorithm>
 #include <sstream>
 #include <string_view>
 #include <tuple>
@@ -10,6 +11,9 @@
 
 namespace elapid {
 namespace {
+
+constexpr size_t kHashedAtOnce = size_t{8} << 20;
+static_assert(kHashedAtOnce % Hash::kPiece == 0);
 
 // A field of a configuration, exactly.
 template <class T>
@@ -49,11 +53,14 @@ std::string fingerprint_of(const ModelConfig& config, const Checkpoint& weights)
   for (const auto& [name, entry] : weights.entries()) {
     hash.add(name);
     hash.add(std::string(name_of(entry.tensor.dtype)));
-    hash.add(entry.tensor.data, static_cast<size_t>(entry.tensor.bytes()));
-    if (entry.file) {
-      entry.file->drop_pages(
-          {static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes())});
-    }
+    Bytes left(static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes()));
+    hash.announce(left.size());
+    do {  // a table's pages are not all in memory at once
+      const Bytes piece = left.first(std::min(left.size(), kHashedAtOnce));
+      hash.add_piece(piece.data(), piece.size());
+      if (entry.file) entry.file->drop_pages(piece);
+      left = left.subspan(piece.size());
+    } while (!left.empty());
   }
   return hash.hex();
 }

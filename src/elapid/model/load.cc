@@ -6,6 +6,7 @@
 #include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/families/family.h"
 #include "elapid/model/fingerprint.h"
+#include "elapid/model/packed_cache.h"
 #include "elapid/model/quantization.h"
 
 #include <cstring>
@@ -85,8 +86,18 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
   untie_if_different(config, *weights, rules);
 
   check_tensors(config, *weights, rules, "load model");
-  ModelBuilder builder(config, threads, precision_for(config, folder, options.precision));
-  builder.fill([&](const ParameterInfo& info, bool values) {
+  const std::optional<Precision> precision = precision_for(config, folder, options.precision);
+  ModelBuilder builder(config, threads, precision);
+  std::optional<PackedCache> cache;
+  if (options.packed_cache) cache.emplace(*options.packed_cache, *weights, precision);
+  std::optional<std::string> to_keep;  // the layout of what the cache lacks
+  const auto find_packed = [&](const std::string& layout, int64_t bytes) {
+    ModelBuilder::Packed found;
+    if (cache) found = cache->find(layout, bytes, options.verify_packed);
+    if (cache && !found.file) to_keep = layout;
+    return found;
+  };
+  const auto find = [&](const ParameterInfo& info, bool values) {
     ModelBuilder::Source source;
     for (const NameRule& rule : rules.at(info.name)) {
       const auto found = weights->entries().find(rule.theirs);
@@ -101,7 +112,15 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
     }
     info.param->name = rules.at(info.name).front().theirs;
     return source;
-  });
+  };
+  builder.fill(find, find_packed);
+  if (to_keep) {
+    try {
+      cache->keep(*to_keep, builder.memory());
+    } catch (const Error& error) {
+      builder.note(concat("packed weights are not kept: ", error.what()));
+    }
+  }
   return builder.finish([weights, config] { return fingerprint_of(config, *weights); });
 }
 

@@ -18,6 +18,9 @@ struct LoadOptions {
   // Of the matrices. f32 is the reference path; empty: as stored where that is quantized in groups that are ours, bf16
   // where it is bf16 or f16, else f32.
   std::optional<Precision> precision = Precision::f32;
+  // A folder that keeps packed weights, see packed_cache.h. That they could not be kept is among the model's notes.
+  std::optional<std::filesystem::path> packed_cache{};
+  bool verify_packed = false;  // read all that was kept, instead of its header alone
 };
 
 // Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or

@@ -63,8 +63,8 @@ class Model {
   bool reads_embedding_ = false, has_side_ = false;  // some block does
   std::vector<Block> blocks_;
   Weights weights_;
-  Buffer memory_;                                         // packed matrices and float32 vectors
-  std::vector<std::shared_ptr<const MappedFile>> files_;  // what unpacked tables view
+  Buffer memory_;                                         // packed matrices and float32 vectors, unless a file has them
+  std::vector<std::shared_ptr<const MappedFile>> files_;  // that one, and what unpacked tables view
 };
 
 }  // namespace elapid

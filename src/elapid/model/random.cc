@@ -1,10 +1,8 @@
-#include "elapid/core/random.h"
-
-#include "elapid/core/error.h"
 #include "elapid/model/builder.h"
 #include "elapid/model/checkpoint_rules.h"
 #include "elapid/model/fingerprint.h"
 #include "elapid/model/load.h"
+#include "elapid/ops/uniform/uniform.h"
 
 #include <cmath>
 
@@ -60,21 +58,7 @@ std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threa
     memory = Buffer();
     memory = Buffer(size * size_of(dtype));
     const Tensor t(memory.data(), dtype, info.shape);
-    const uint64_t id = stream++;
-    parallel_for(threads, (size + 3) / 4, 1 << 14, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const std::array<uint32_t, 4> words = philox(seed, static_cast<uint64_t>(i), id);
-        for (int64_t j = 4 * i; j < 4 * i + 4 && j < size; ++j) {
-          const float u = static_cast<float>(words[static_cast<size_t>(j % 4)] >> 8) * 0x1p-24f;
-          const float v = range.low + u * (range.high - range.low);
-          switch (dtype) {
-            case DType::f32: t.ptr<float>()[j] = v; break;
-            case DType::bf16: t.ptr<BFloat16>()[j] = to_bf16(v); break;
-            default: t.ptr<Float16>()[j] = to_f16(v); break;
-          }
-        }
-      }
-    });
+    fill_uniform(threads, {seed, stream++, range.low, range.high, t});
     return ModelBuilder::Source{{{as_matrix(t), nullptr}}};
   });
   return builder.finish([config, seed] { return fingerprint_of(config, seed); });

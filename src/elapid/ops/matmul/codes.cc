@@ -92,7 +92,13 @@ Tensor pack_codes(ThreadPool& threads, std::span<const CodedRows* const> parts, 
   parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
     std::memset(static_cast<char*>(memory) + begin * groups * quant_group_bytes(packing), 0,
                 static_cast<size_t>((end - begin) * groups * quant_group_bytes(packing)));
-    for (int64_t o = begin * kPackBlock; o < std::min(out, end * kPackBlock); ++o) {
+    for (int64_t o = begin * kPackBlock; o < end * kPackBlock; ++o) {
+      if (o >= out) {
+        for (int64_t g = 0; g < groups; ++g) {
+          for (int64_t k = 0; k < kQuantGroup; ++k) PackedGroup(memory, packing, groups, o, g).set(k, zero);
+        }
+        continue;
+      }
       size_t p = 0;
       int64_t row = o;
       for (; row >= parts[p]->shape[0]; ++p) row -= parts[p]->shape[0];

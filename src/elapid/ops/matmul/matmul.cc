@@ -1,60 +1,9 @@
 #include "elapid/ops/matmul/matmul.h"
 
+#include "elapid/ops/matmul/pack.h"
 #include "elapid/ops/matmul/quantized.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace elapid {
-namespace {
-
-// Moves rows in units of one element (f32, f16) or of two neighbouring inputs (bf16), never interpreting them. Unit u
-// of row r of a block goes to [u][r]: written in order, read as sixteen streams.
-template <class Unit>
-void pack(ThreadPool& threads, const WeightRows& rows, Shape shape, DType dtype, Unit* packed) {
-  const int64_t out = shape[0], row_bytes = shape[1] * size_of(dtype);
-  const int64_t unit = sizeof(Unit), whole = row_bytes / unit, rest = row_bytes % unit;
-  const int64_t units = packed_depth(shape[1]) * size_of(dtype) / unit;
-  parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t block = begin; block < end; ++block) {
-      Unit* to = packed + block * units * kPackBlock;
-      const int64_t lanes = std::min(kPackBlock, out - block * kPackBlock);
-      const char* from[kPackBlock];
-      for (int64_t lane = 0; lane < lanes; ++lane) from[lane] = rows[block * kPackBlock + lane];
-      if (lanes < kPackBlock || whole < units) std::fill_n(to, units * kPackBlock, Unit{0});
-      for (int64_t u = 0; u < whole; ++u) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          std::memcpy(to + u * kPackBlock + lane, from[lane] + u * unit, sizeof(Unit));
-        }
-      }
-      for (int64_t lane = 0; rest > 0 && lane < lanes; ++lane) {  // the first half of a pair
-        std::memcpy(to + whole * kPackBlock + lane, from[lane] + whole * unit, static_cast<size_t>(rest));
-      }
-    }
-  });
-}
-
-// The same for weights that are rounded on the way.
-template <class T>
-void pack_rounded(ThreadPool& threads, const WeightRows& rows, Shape shape, BFloat16* packed) {
-  const int64_t out = shape[0], in = shape[1], depth = packed_depth(in);
-  parallel_for(threads, packed_blocks(out), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t block = begin; block < end; ++block) {
-      BFloat16* to = packed + block * depth * kPackBlock;
-      std::fill_n(to, depth * kPackBlock, BFloat16{0});
-      for (int64_t lane = 0; lane < std::min(kPackBlock, out - block * kPackBlock); ++lane) {
-        const char* from = rows[block * kPackBlock + lane];
-        for (int64_t k = 0; k < in; ++k) {
-          T value;
-          std::memcpy(&value, from + k * int64_t{sizeof value}, sizeof value);
-          to[(k / 2 * kPackBlock + lane) * 2 + k % 2] = to_bf16(to_float(value));
-        }
-      }
-    }
-  });
-}
-
-}  // namespace
 
 WeightRows::WeightRows(std::span<const Tensor> parts, const char* what) : parts_(parts) {
   require(!parts.empty(), what, ": weight must have rows, got none");
@@ -77,6 +26,12 @@ const char* WeightRows::operator[](int64_t row) const {
   return static_cast<const char*>(part.data) + row * part.row_stride() * size_of(part.dtype);
 }
 
+BlockRows::BlockRows(const WeightRows& rows)
+    : zeros_(static_cast<size_t>(rows.shape()[1] * size_of(rows.dtype()))),
+      addresses_(static_cast<size_t>(packed_blocks(rows.shape()[0]) * kPackBlock), zeros_.data()) {
+  for (int64_t r = 0; r < rows.shape()[0]; ++r) addresses_[static_cast<size_t>(r)] = rows[r];
+}
+
 int64_t packed_bytes(Shape shape, DType dtype) {
   return packed_blocks(shape[0]) * kPackBlock * packed_depth(shape[1]) * size_of(dtype);
 }
@@ -87,15 +42,9 @@ Tensor pack_weight(ThreadPool& threads, std::span<const Tensor> parts, DType pac
   const Shape shape = rows.shape();
   require(packed == dtype || packed == DType::bf16, "pack_weight: weight must be packed as ", name_of(dtype),
           " or bf16, got ", name_of(packed));
-  if (packed != dtype) {
-    auto* rounded = static_cast<BFloat16*>(memory);
-    dtype == DType::f32 ? pack_rounded<float>(threads, rows, shape, rounded)
-                        : pack_rounded<Float16>(threads, rows, shape, rounded);
-  } else if (dtype == DType::f16) {
-    pack(threads, rows, shape, dtype, static_cast<uint16_t*>(memory));
-  } else {
-    pack(threads, rows, shape, dtype, static_cast<uint32_t*>(memory));
-  }
+  const BlockRows blocks(rows);
+  const int64_t grain = blocks_per_task(threads, packed_blocks(shape[0]), packed_bytes({kPackBlock, shape[1]}, packed));
+  launch_on_cpu(threads, PackWeights{blocks.addresses(), shape[0], shape[1], dtype, packed, memory, grain});
   return {memory, packed, shape};
 }
 

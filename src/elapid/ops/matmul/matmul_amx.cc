@@ -61,11 +61,10 @@ struct Ahead {
   }
 };
 
-// Rows [row, row_end) and at most row_tiles tiles of them, × `blocks` blocks from `block` on, whose weights `w` begins
-// with. x begins with the first row's tile.
-template <int row_tiles, int blocks, class Args>
-ELAPID_INLINE void tiles(const Args& a, const BFloat16* x, const BFloat16* w, int64_t depth, int64_t row,
-                         int64_t row_end, int64_t block, Ahead& ahead) {
+// Rows [row, row_end) and at most row_tiles tiles of them, × `blocks` blocks from `block` on. multiply() leaves their
+// sums in tiles.
+template <int row_tiles, int blocks, class Args, class Multiply>
+ELAPID_INLINE void outputs(const Args& a, int64_t row, int64_t row_end, int64_t block, const Multiply& multiply) {
   constexpr int64_t kStride = blocks * kPackBlock;
   alignas(64) float sums[row_tiles * kAmxRows * kStride];
   // A row of y is a line or two here and far from the next: ask for all of them while the products are computed.
@@ -74,12 +73,22 @@ ELAPID_INLINE void tiles(const Args& a, const BFloat16* x, const BFloat16* w, in
     const float* to = a.y.template row<float>(r) + block * kPackBlock;
     for (int64_t b = 0; b < blocks; ++b) __builtin_prefetch(to + b * kPackBlock, 1);
   }
-  multiply_tiles<row_tiles, blocks>(x, kAmxRows * depth, w, kPackBlock * depth, depth / kAmxDepth,
-                                    [&] { ahead.ask(); });
+  clear_sums();
+  multiply();
   store_tiles<row_tiles, blocks>(sums, kStride);
   for (int64_t r = row; r < row_end; ++r) {
     for (int64_t b = 0; b < blocks; ++b) finish_row(a, r, block + b, load(sums + (r - row) * kStride + b * kPackBlock));
   }
+}
+
+// The same with weights `w` as tiles want them; x begins with the first row's tile.
+template <int row_tiles, int blocks, class Args>
+ELAPID_INLINE void tiles(const Args& a, const BFloat16* x, const BFloat16* w, int64_t depth, int64_t row,
+                         int64_t row_end, int64_t block, Ahead& ahead) {
+  outputs<row_tiles, blocks>(a, row, row_end, block, [&] ELAPID_LAMBDA {
+    multiply_tiles<row_tiles, blocks>(x, kAmxRows * depth, w, kPackBlock * depth, depth / kAmxDepth,
+                                      [&] { ahead.ask(); });
+  });
 }
 
 // All rows of a range × `blocks` blocks: their weights stay in L2 while the rows pass.
@@ -92,12 +101,12 @@ ELAPID_INLINE void column(const Args& a, const BFloat16* x, const BFloat16* w, i
   if (row < row_end) tiles<1, blocks>(a, x, w, depth, row, row_end, block, ahead);
 }
 
-// One block of quantized weights in the order of tiles.
-void decode(const QuantizedMatmulForward& a, int64_t block, BFloat16* to) {
+// `count` groups of one block of quantized weights from group `first` on, in the order of tiles.
+void decode(const QuantizedMatmulForward& a, int64_t block, int64_t first, int64_t count, BFloat16* to) {
   const int64_t groups = quant_groups(a.weight.cols()), group_bytes = quant_group_bytes(a.packing);
-  const char* group = static_cast<const char*>(a.weight.data) + block * groups * group_bytes;
+  const char* group = static_cast<const char*>(a.weight.data) + (block * groups + first) * group_bytes;
   const __m512 levels = _mm512_loadu_ps(kNormalFloat4);
-  for (int64_t g = 0; g < groups; ++g, group += group_bytes) {
+  for (int64_t g = 0; g < count; ++g, group += group_bytes) {
     const __m512 scale = _mm512_loadu_ps(group);
     for (const char* word = group + kPackBlock * 4; word < group + group_bytes; word += kPackBlock * 4) {
       const __m512i codes = _mm512_loadu_si512(word);
@@ -175,7 +184,8 @@ struct Decoded {
   BFloat16* panel;
 
   ELAPID_INLINE const BFloat16* operator()(int64_t block, int64_t count, Ahead& ahead) const {
-    for (int64_t b = 0; b < count; ++b) decode(a, block + b, panel + b * depth * kPackBlock);
+    for (int64_t b = 0; b < count; ++b)
+      decode(a, block + b, 0, quant_groups(a.weight.cols()), panel + b * depth * kPackBlock);
     const int64_t bytes = quant_groups(a.weight.cols()) * quant_group_bytes(a.packing);
     const int64_t end = block + 2 * count < blocks ? block + 2 * count : blocks;
     const char* data = static_cast<const char*>(a.weight.data);
@@ -215,10 +225,41 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
       });
 }
 
+// One tile of rows × `blocks` blocks: what would be little to multiply by a whole panel meets its weights group by
+// group, while they are in L1.
+template <int blocks>
+ELAPID_INLINE void few_rows(const QuantizedMatmulForward& a, const Input& x, int64_t block) {
+  constexpr int64_t kGroup = kQuantGroup * kPackBlock;
+  const int64_t groups = quant_groups(a.weight.cols()), group_bytes = quant_group_bytes(a.packing);
+  alignas(64) BFloat16 weights[blocks * kGroup];
+  const char* codes = static_cast<const char*>(a.weight.data) + block * groups * group_bytes;
+  outputs<1, blocks>(a, 0, a.y.rows(), block, [&] ELAPID_LAMBDA {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const char* ahead = codes + (b * groups + g) * group_bytes + 8192;
+        for (int64_t line = 0; line < group_bytes; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+        decode(a, block + b, g, 1, weights + b * kGroup);
+      }
+      multiply_tiles<1, blocks>(x.data + g * kQuantGroup * kAmxRows, 0, weights, kGroup, kQuantGroup / kAmxDepth,
+                                [] {});
+    }
+  });
+}
+
 void run(Amx cpu, const QuantizedMatmulForward& a) {
   if (a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
   const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
   const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
+  if (a.x.rows() <= kAmxRows) {
+    const int64_t blocks = packed_blocks(a.y.cols());
+    return parallel_walk(cpu.threads, (blocks + 3) / 4, [&](int64_t i, int) {
+      const Tiles configured;
+      const int64_t block = 4 * i, left = blocks - block;
+      if (left >= 4) return few_rows<4>(a, x, block);
+      if (left >= 2) few_rows<2>(a, x, block);
+      if (left % 2 == 1) few_rows<1>(a, x, blocks - 1);
+    });
+  }
   parallel_walk(cpu.threads, cut.tasks(), [&](int64_t i, int worker) {
     auto* panel = reinterpret_cast<BFloat16*>(static_cast<char*>(a.panels.data) + worker * panel_bytes(a.x.cols()));
     task(a, x, cut, i, Decoded{a, x.depth, packed_blocks(a.y.cols()), panel});

@@ -31,6 +31,9 @@ constexpr int kHeights[] = {2, 1};
 constexpr int kHeights[] = {12, 8, 6, 4, 3, 2, 1};
 #endif
 
+// Bytes ahead in each of the streams of weights that few rows read.
+constexpr int64_t kAhead = 4096;
+
 // Rows that one task takes: they stay in L2 while the task's weights pass.
 constexpr int64_t kTaskRows = 96;
 
@@ -55,7 +58,12 @@ void tile(const MatmulForward& a, int64_t row, int64_t block) {
     };
     for (int64_t k = k0; k < k1; k += 2) {
       F32 even[blocks], odd[blocks];
-      static_for<blocks>([&](auto b) ELAPID_LAMBDA { load_pair(w + (b * depth + k) * kPackBlock, even[b], odd[b]); });
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+        const T* from = w + (b * depth + k) * kPackBlock;
+        // One row uses weights up faster than a core's own prefetchers ask for them.
+        if constexpr (rows == 1) _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T0);
+        load_pair(from, even[b], odd[b]);
+      });
       step(k, even);
       if (k + 1 < k1) step(k + 1, odd);
     }

@@ -81,7 +81,7 @@ struct QuantizedMatmulForward {
 ELAPID_KERNEL(QuantizedMatmulForward)
 ELAPID_AMX_KERNEL(QuantizedMatmulForward)
 
-inline constexpr int64_t kPanelBlocks = 4;
+inline constexpr int64_t kPanelBlocks = 2;
 ELAPID_INLINE constexpr int64_t panel_bytes(int64_t in) {
   return kPanelBlocks * quant_groups(in) * kQuantGroup * kPackBlock * size_of(DType::bf16);
 }

@@ -1,4 +1,5 @@
 #include "elapid/ops/matmul/matmul_cpu.h"
+#include "elapid/ops/matmul/normal_float4_cpu.h"
 #include "elapid/ops/matmul/quantized.h"
 
 // Codes become floats in registers, sixteen outputs at a time, and meet every row of a tile. A group's sums are scaled
@@ -17,22 +18,6 @@ constexpr int blocks_for(int rows) { return rows == 1 ? 2 : 1; }
 constexpr int kHeights[] = {1};
 constexpr int blocks_for(int) { return 1; }
 #endif
-
-// kNormalFloat4[the lowest four bits of each lane].
-ELAPID_INLINE Part part_normal_float4(IntPart code) {
-#if defined(ELAPID_ISA_AVX512)
-  return _mm512_permutexvar_ps(code, _mm512_loadu_ps(kNormalFloat4));
-#elif defined(ELAPID_ISA_AVX2)
-  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(kNormalFloat4), code);
-  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(kNormalFloat4 + 8), code);
-  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
-#else
-  alignas(16) int32_t codes[4];
-  _mm_store_si128(reinterpret_cast<__m128i*>(codes), code);
-  return _mm_setr_ps(kNormalFloat4[codes[0] & 15], kNormalFloat4[codes[1] & 15], kNormalFloat4[codes[2] & 15],
-                     kNormalFloat4[codes[3] & 15]);
-#endif
-}
 
 // How a word of codes is read.
 struct Int8 {

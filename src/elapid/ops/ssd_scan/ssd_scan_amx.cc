@@ -16,6 +16,7 @@ ELAPID_INLINE void product(const BFloat16* x, int64_t row_tiles, int64_t x_tile,
       const BFloat16 *rows = x + r * x_tile, *columns = w + b * w_block;
       float* out = to + r * kAmxRows * stride + b * kLanes;
       const auto tiles = [&](auto height, auto width) ELAPID_LAMBDA {
+        clear_sums();
         multiply_tiles<height, width>(rows, x_tile, columns, w_block, steps, nothing);
         store_tiles<height, width>(out, stride);
       };
