@@ -118,7 +118,7 @@ class TileScan {
       const int64_t length = smaller(kSsdChunk, end - token);
       const Shared group(shared, a_.d_state);
       scalars_.compute(a_, head_, token, length);
-      mix(length, group.scores);
+      mix(token, length, group.scores);
       round_x(token, length);
       outputs(token, length, group, carries);
       if (kept != nullptr || token + length < end) {
@@ -170,12 +170,20 @@ class TileScan {
     }
   }
 
+  // Asks for a head's part of a row, to write it or not: rows lie pages apart, where nothing else foresees the next
+  // one.
+  template <int writes>
+  ELAPID_INLINE void ask(const float* row) const {
+    for (int64_t p = 0; p < a_.head_dim; p += kLanes) __builtin_prefetch(row + head_ * a_.head_dim + p, writes);
+  }
+
   // scores ∘ decay ∘ dt as rows [token tile][token / 32][16][32]. Left of the diagonal tile, exp(cs_i − cs_j) is
   // exp(cs_i − cs_m) · exp(cs_m − cs_j) with m between them: two factors for each row and column, of which neither
   // overflows, in place of an exp for each element.
-  void mix(int64_t length, const float* scores) {
+  void mix(int64_t token, int64_t length, const float* scores) {
     const F32 none = zero();
     for (int64_t first = 0; first < length; first += kAmxRows) {
+      for (int64_t i = first; i < smaller(first + kAmxRows, length); ++i) ask<0>(a_.in.x.row<float>(token + i));
       BFloat16* tile = mixed_ + first * kSsdChunk;
       const F32 middle = broadcast(scalars_.decay[first > 0 ? first - 1 : 0]);
       const F32 last = load(scalars_.decay + first);
@@ -212,6 +220,7 @@ class TileScan {
       };
       const __m512 even_weight = _mm512_set1_ps(i < length ? scalars_.outflow[i] : 0);
       const __m512 odd_weight = _mm512_set1_ps(i + 1 < length ? scalars_.outflow[i + 1] : 0);
+      for (int64_t r = i; r < smaller(i + 2, length); ++r) ask<1>(a_.y.row<float>(token + r));
       for (int64_t p = 0; p < padded_; p += kLanes) {
         const __m512 even = row(i, p), odd = row(i + 1, p);
         const int64_t to = p * kSsdChunk + i * kLanes;
