@@ -1,7 +1,6 @@
 #include "elapid/model/fingerprint.h"
 
 #include "elapid/core/error.h"
-#include "elapid/core/hash.h"
 
 #include <algorithm>
 #include <sstream>
@@ -11,9 +10,6 @@
 
 namespace elapid {
 namespace {
-
-constexpr size_t kHashedAtOnce = size_t{8} << 20;
-static_assert(kHashedAtOnce % Hash::kPiece == 0);
 
 // A field of a configuration, exactly.
 template <class T>
@@ -47,20 +43,26 @@ std::string described(const ModelConfig& c) {
 
 }  // namespace
 
+void add_mapped(Hash& hash, const MappedFile* file, Bytes bytes) {
+  constexpr size_t kAtOnce = size_t{8} << 20;
+  static_assert(kAtOnce % Hash::kPiece == 0);
+  hash.announce(bytes.size());
+  do {
+    const Bytes piece = bytes.first(std::min(bytes.size(), kAtOnce));
+    hash.add_piece(piece.data(), piece.size());
+    if (file != nullptr) file->drop_pages(piece);
+    bytes = bytes.subspan(piece.size());
+  } while (!bytes.empty());
+}
+
 std::string fingerprint_of(const ModelConfig& config, const Checkpoint& weights) {
   Hash hash;
   hash.add(described(config));
   for (const auto& [name, entry] : weights.entries()) {
     hash.add(name);
     hash.add(std::string(name_of(entry.tensor.dtype)));
-    Bytes left(static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes()));
-    hash.announce(left.size());
-    do {  // a table's pages are not all in memory at once
-      const Bytes piece = left.first(std::min(left.size(), kHashedAtOnce));
-      hash.add_piece(piece.data(), piece.size());
-      if (entry.file) entry.file->drop_pages(piece);
-      left = left.subspan(piece.size());
-    } while (!left.empty());
+    add_mapped(hash, entry.file.get(),
+               {static_cast<const std::byte*>(entry.tensor.data), static_cast<size_t>(entry.tensor.bytes())});
   }
   return hash.hex();
 }

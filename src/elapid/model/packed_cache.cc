@@ -2,6 +2,7 @@
 
 #include "elapid/core/error.h"
 #include "elapid/core/hash.h"
+#include "elapid/model/fingerprint.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -42,15 +43,8 @@ std::string hash_of(Bytes bytes) {
 }
 
 std::string hash_of_weights(const MappedFile* file, Bytes weights) {
-  constexpr size_t kAtOnce = size_t{8} << 20;
   Hash hash;
-  hash.announce(weights.size());
-  do {
-    const Bytes piece = weights.first(std::min(weights.size(), kAtOnce));
-    hash.add_piece(piece.data(), piece.size());
-    if (file != nullptr) file->drop_pages(piece);
-    weights = weights.subspan(piece.size());
-  } while (!weights.empty());
+  add_mapped(hash, file, weights);
   return hash.hex();
 }
 

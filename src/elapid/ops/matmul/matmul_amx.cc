@@ -61,6 +61,13 @@ struct Ahead {
   }
 };
 
+// As many blocks as `count` from `block` on, those that follow them: what the next task takes.
+ELAPID_INLINE Ahead after(const void* data, int64_t block_bytes, int64_t block, int64_t count, int64_t blocks) {
+  const int64_t end = block + 2 * count < blocks ? block + 2 * count : blocks;
+  const char* begin = static_cast<const char*>(data);
+  return {begin + (block + count) * block_bytes, begin + end * block_bytes};
+}
+
 // Rows [row, row_end) and at most row_tiles tiles of them, × `blocks` blocks from `block` on. multiply() leaves their
 // sums in tiles.
 template <int row_tiles, int blocks, class Args, class Multiply>
@@ -170,10 +177,8 @@ struct Stored {
   int64_t depth, blocks;
 
   ELAPID_INLINE const BFloat16* operator()(int64_t block, int64_t count, Ahead& ahead) const {
-    const auto at = [&](int64_t b) ELAPID_LAMBDA { return data + b * depth * kPackBlock; };
-    const int64_t end = block + 2 * count < blocks ? block + 2 * count : blocks;
-    ahead = {reinterpret_cast<const char*>(at(block + count)), reinterpret_cast<const char*>(at(end))};
-    return at(block);
+    ahead = after(data, depth * kPackBlock * size_of(DType::bf16), block, count, blocks);
+    return data + block * depth * kPackBlock;
   }
 };
 
@@ -184,12 +189,9 @@ struct Decoded {
   BFloat16* panel;
 
   ELAPID_INLINE const BFloat16* operator()(int64_t block, int64_t count, Ahead& ahead) const {
-    for (int64_t b = 0; b < count; ++b)
-      decode(a, block + b, 0, quant_groups(a.weight.cols()), panel + b * depth * kPackBlock);
-    const int64_t bytes = quant_groups(a.weight.cols()) * quant_group_bytes(a.packing);
-    const int64_t end = block + 2 * count < blocks ? block + 2 * count : blocks;
-    const char* data = static_cast<const char*>(a.weight.data);
-    ahead = {data + (block + count) * bytes, data + end * bytes};
+    const int64_t groups = quant_groups(a.weight.cols());
+    for (int64_t b = 0; b < count; ++b) decode(a, block + b, 0, groups, panel + b * depth * kPackBlock);
+    ahead = after(a.weight.data, groups * quant_group_bytes(a.packing), block, count, blocks);
     return panel;
   }
 };
@@ -209,19 +211,20 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
   const int64_t depth = packed_depth(a.x.cols()), groups = a.offsets.size() - 1;
   const int64_t* offsets = a.offsets.ptr<int64_t>();
   // A group begins a tile row: at most one more than its rows need comes before each.
-  const auto input = [&](int64_t g) ELAPID_LAMBDA {
-    return Input{static_cast<BFloat16*>(a.rounded.data) + (offsets[g] / kAmxRows + g) * kAmxRows * depth, depth};
+  const auto tiles_of = [&](int64_t g) ELAPID_LAMBDA {
+    return static_cast<BFloat16*>(a.rounded.data) + (offsets[g] / kAmxRows + g) * kAmxRows * depth;
   };
   parallel_for(cpu.threads, groups, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t g = begin; g < end; ++g) {
-      round_rows(a.x, offsets[g], offsets[g], offsets[g + 1], depth, const_cast<BFloat16*>(input(g).data));
+      round_rows(a.x, offsets[g], offsets[g], offsets[g + 1], depth, tiles_of(g));
     }
   });
   for_grouped_tasks(
       cpu.threads, a, [&](int64_t rows) { return cut_of(rows, depth, a.y.cols()); },
       [&](int64_t g, const Cut& cut, int64_t i) {
         const MatmulForward group{.weight = a.weights[g].value, .y = a.y.slice(offsets[g], offsets[g + 1]), .alpha = 1};
-        task(group, input(g), cut, i, Stored{group.weight.ptr<BFloat16>(), depth, packed_blocks(a.y.cols())});
+        task(group, Input{tiles_of(g), depth}, cut, i,
+             Stored{group.weight.ptr<BFloat16>(), depth, packed_blocks(a.y.cols())});
       });
 }
 
@@ -249,9 +252,8 @@ ELAPID_INLINE void few_rows(const QuantizedMatmulForward& a, const Input& x, int
 void run(Amx cpu, const QuantizedMatmulForward& a) {
   if (a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
   const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
-  const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
+  const int64_t blocks = packed_blocks(a.y.cols());
   if (a.x.rows() <= kAmxRows) {
-    const int64_t blocks = packed_blocks(a.y.cols());
     return parallel_walk(cpu.threads, (blocks + 3) / 4, [&](int64_t i, int) {
       const Tiles configured;
       const int64_t block = 4 * i, left = blocks - block;
@@ -260,9 +262,11 @@ void run(Amx cpu, const QuantizedMatmulForward& a) {
       if (left % 2 == 1) few_rows<1>(a, x, blocks - 1);
     });
   }
+  const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
+  static_assert(kPanelBlocks == 2, "of more rows, a task takes two blocks");
   parallel_walk(cpu.threads, cut.tasks(), [&](int64_t i, int worker) {
     auto* panel = reinterpret_cast<BFloat16*>(static_cast<char*>(a.panels.data) + worker * panel_bytes(a.x.cols()));
-    task(a, x, cut, i, Decoded{a, x.depth, packed_blocks(a.y.cols()), panel});
+    task(a, x, cut, i, Decoded{a, x.depth, blocks, panel});
   });
 }
 

@@ -186,10 +186,10 @@ class TileScan {
       for (int64_t i = first; i < smaller(first + kAmxRows, length); ++i) ask<0>(a_.in.x.row<float>(token + i));
       BFloat16* tile = mixed_ + first * kSsdChunk;
       const F32 middle = broadcast(scalars_.decay[first > 0 ? first - 1 : 0]);
-      const F32 last = load(scalars_.decay + first);
+      const F32 decays = load(scalars_.decay + first), dt = load(scalars_.dt + first);
       alignas(64) float row_factor[kAmxRows], row_decay[kAmxRows];
-      store(row_factor, exp(min(none, last - middle)));
-      store(row_decay, last);
+      store(row_factor, exp(min(none, decays - middle)));
+      store(row_decay, decays);
       const auto put = [&](int64_t i, int64_t j, __m512 value) ELAPID_LAMBDA {
         _mm256_storeu_si256(
             reinterpret_cast<__m256i*>(tile + j / kAmxDepth * kAmxElements + i * kAmxDepth + j % kAmxDepth),
@@ -201,7 +201,6 @@ class TileScan {
           put(i, j, (load(scores + (first + i) * kSsdChunk + j) * (broadcast(row_factor[i]) * column)).v[0]);
         }
       }
-      const F32 decays = load(scalars_.decay + first), dt = load(scalars_.dt + first);
       for (int64_t i = 0; i < kAmxRows; ++i) {
         const F32 decay = exp(min(none, broadcast(row_decay[i]) - decays));
         const F32 value = load(scores + (first + i) * kSsdChunk + first) * decay * dt;
