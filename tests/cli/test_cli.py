@@ -332,7 +332,7 @@ class BadInput(CliTest):
                 "--chunk": ["0", "-5"],
                 "--threads": ["0", "-1", "100000"],
                 "--device": ["tpu", "", "cuda", "cuda:0"],
-                "--dtype": ["f64", "int3", "F32"],
+                "--dtype": ["f64", "int3", "F32"], "--state-dtype": ["f16", "auto", "BF16"],
                 "--stop": [""]}.items():
             for value in values:
                 with self.subTest(flag=flag, value=value):
@@ -383,7 +383,7 @@ class Output(CliTest):
         text = self.out("generate", "--help").decode()
         for flag in ("--prompt-file --prompt-ids --max-new-tokens --temperature --top-k --top-p --min-p "
                      "--repetition-penalty --seed --stop --greedy --num-return --ignore-eos --save-state --load-state "
-                     "--chunk --no-special --json --tokenizer --model --device --dtype --threads").split():
+                     "--chunk --state-dtype --no-special --json --tokenizer --model --device --dtype --threads").split():
             self.assertIn(flag, text)
 
     def test_default_model_is_named_on_standard_error(self):

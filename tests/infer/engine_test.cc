@@ -74,6 +74,45 @@ TEST_F(EngineTest, ABatchIsItsSequencesAloneBitForBitHoweverItIsPacked) {
   }
 }
 
+// Rounding is a function of what is rounded: neighbours and a pause in between change nothing.
+TEST_F(EngineTest, WithBf16StatesABatchIsItsSequencesAloneAndASnapshotContinues) {
+  EngineOptions options;
+  options.state = DType::bf16;
+  std::vector<std::vector<TokenId>> prompts;
+  for (const int64_t length : {3, 40, 1, 17}) prompts.push_back(prompt(length, static_cast<uint64_t>(length)));
+  options.slots = 4;
+  Engine engine(*model_, threads_, options), other(*model_, threads_, options);
+  std::vector<Slot> slots, copies;
+  std::vector<Input> inputs;
+  for (const auto& p : prompts) {
+    slots.push_back(engine.states().acquire());
+    inputs.push_back({p, slots.back().index()});
+  }
+  engine.last_logits(inputs);
+  const std::vector<TokenId> next{1};
+  std::vector<Input> in_batch, continued;
+  for (const Slot& slot : slots) {
+    copies.push_back(other.states().acquire());
+    other.states().load(copies.back(), engine.states().save(slot, {}));
+    in_batch.push_back({next, slot.index()});
+    continued.push_back({next, copies.back().index()});
+  }
+  const std::vector<float> logits = values_of(engine.last_logits(in_batch));
+  EXPECT_EQ(logits, values_of(other.last_logits(continued)));
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    Engine single(*model_, threads_, options), exact(*model_, threads_);
+    const Slot slot = single.states().acquire(), exact_slot = exact.states().acquire();
+    const auto step = [&](Engine& e, const Slot& s) {
+      const Input first{prompts[i], s.index()}, second{next, s.index()};
+      e.last_logits({&first, 1});
+      return values_of(e.last_logits({&second, 1}));
+    };
+    const std::vector<float> own = step(single, slot), in_float32 = step(exact, exact_slot);
+    EXPECT_TRUE(std::equal(own.begin(), own.end(), logits.begin() + static_cast<int64_t>(i) * vocab()));
+    EXPECT_NE(own, in_float32);
+  }
+}
+
 TEST_F(EngineTest, AnyNumberOfThreadsGivesTheSameBits) {
   const std::vector<TokenId> p = prompt(100);
   const std::vector<float> want = alone(p);

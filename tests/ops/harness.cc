@@ -250,7 +250,12 @@ std::string Lab::damage(const Tensor& t) const {
 Bits bits_of(const Tensor& t) {
   Bits bits(static_cast<size_t>(t.rows() * t.cols()));
   for (int64_t r = 0; r < t.rows() && t.cols() > 0; ++r) {
-    std::memcpy(bits.data() + r * t.cols(), t.row<float>(r), static_cast<size_t>(t.cols()) * 4);
+    uint32_t* row = bits.data() + r * t.cols();
+    if (t.dtype == DType::bf16) {
+      for (int64_t c = 0; c < t.cols(); ++c) row[c] = t.row<BFloat16>(r)[c].bits;
+    } else {
+      std::memcpy(row, t.row<float>(r), static_cast<size_t>(t.cols()) * 4);
+    }
   }
   return bits;
 }
@@ -260,9 +265,10 @@ Share share_of(const Tensor& actual, const reference::Expected& expected) {
   require(actual.rows() * actual.cols() == value.rows * value.cols, "share_of: sizes must agree, got ",
           actual.rows() * actual.cols(), " and ", value.rows * value.cols);
   Share share;
+  const reference::Matrix results = reference::matrix_of(actual);
   for (int64_t i = 0; i < value.rows * value.cols; ++i) {
     const double want = value[i], tolerance = expected.tolerance[i];
-    const double got = static_cast<double>(actual.row<float>(i / actual.cols())[i % actual.cols()]);
+    const double got = results[i];
     double part = 0;
     if (std::isnan(want) || std::isinf(want)) {
       const bool same = std::isnan(want) ? std::isnan(got) : got == want;

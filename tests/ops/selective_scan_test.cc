@@ -19,6 +19,7 @@ struct Case {
   Range range = kMixed;                 // x, B, C and the state
   Range dt = {-4, 2}, A = {-4, -0.05};  // time steps as softplus makes them from trained models' values
   Range gate = {-4, 4};
+  DType held = DType::f32;  // the state
 };
 
 struct Operands {
@@ -39,22 +40,24 @@ Operands operands(Workbench& bench, const Case& c) {
   if (c.z) o.in.z = bench.matrix(tokens, c.channels, c.gate, c.strided);
   o.in.groups = c.groups;
   if (c.ragged.slots != Slots::none) {
-    o.state = bench.tensor({ragged_pool_rows(c.ragged), c.channels, c.d_state}, c.range);
+    o.state = bench.tensor({ragged_pool_rows(c.ragged), c.channels, c.d_state}, c.range, c.held);
   }
   return o;
 }
 
 reference::SelectiveScanInputs inputs(const Operands& o) {
   using reference::matrix_of;
-  return {matrix_of(o.in.x), matrix_of(o.in.dt),      matrix_of(o.in.B), matrix_of(o.in.C),  matrix_of(o.in.A),
-          matrix_of(o.in.D), matrix_of(o.in.dt_bias), matrix_of(o.in.z), matrix_of(o.state), o.in.groups};
+  return {matrix_of(o.in.x),  matrix_of(o.in.dt), matrix_of(o.in.B),           matrix_of(o.in.C),
+          matrix_of(o.in.A),  matrix_of(o.in.D),  matrix_of(o.in.dt_bias),     matrix_of(o.in.z),
+          matrix_of(o.state), o.in.groups,        o.state.dtype == DType::bf16};
 }
 
 std::string describe_case(const Case& c) {
   const auto in = [](const char* name, Range r) { return concat(" ", name, " in ", r.low, " to ", r.high); };
   return concat(describe(c.ragged), ", channels ", c.channels, " d_state ", c.d_state, " groups ", c.groups,
                 c.D ? " D" : "", c.dt_bias ? " dt_bias" : "", c.z ? " z" : "", c.strided ? " strided" : "",
-                in("x", c.range), in("dt", c.dt), in("A", c.A), in("gate", c.gate));
+                in("x", c.range), in("dt", c.dt), in("A", c.A), in("gate", c.gate),
+                c.held == DType::bf16 ? " state in bf16" : "");
 }
 
 Operation make(Workbench& bench, const Case& c) {
@@ -131,7 +134,14 @@ Op<Case> extremes() {
   return op;
 }
 
+Op<Case> with_bf16_state(Op<Case> op) {
+  op.name += " with states in bf16";
+  for (Case& c : op.cases) c.held = DType::bf16;
+  return op;
+}
+
 TEST(SelectiveScan, Forward) { check_forward(shapes()); }
+TEST(SelectiveScan, ForwardWithBf16State) { check_forward(with_bf16_state(shapes())); }
 TEST(SelectiveScan, Extremes) { check_forward(extremes()); }
 
 // Inputs near the end of float32's range, where only x is large: results are finite and within tolerance.

@@ -3,6 +3,8 @@
 #include "elapid/ops/ssd_scan/ssd_scan_reference.h"
 #include "tests/ops/harness.h"
 
+#include <cmath>
+
 namespace elapid::testing {
 namespace {
 
@@ -17,6 +19,7 @@ struct Case {
   Range dt = {-4, 2}, A = {-4, -0.05};  // time steps as softplus makes them from trained models' values
   float dt_min = 0, dt_max = kInfinity;
   Arithmetic arithmetic = Arithmetic::f32;
+  DType held = DType::f32;  // the state
 };
 
 struct Operands {
@@ -39,7 +42,7 @@ Operands operands(Workbench& bench, const Case& c) {
   o.in.dt_max = c.dt_max;
   o.in.arithmetic = c.arithmetic;
   if (c.ragged.slots != Slots::none) {
-    o.state = bench.tensor({ragged_pool_rows(c.ragged), c.heads, c.head_dim, c.d_state}, c.range);
+    o.state = bench.tensor({ragged_pool_rows(c.ragged), c.heads, c.head_dim, c.d_state}, c.range, c.held);
   }
   return o;
 }
@@ -58,6 +61,7 @@ reference::SsdScanInputs inputs(const Operands& o) {
           static_cast<double>(o.in.dt_min),
           static_cast<double>(o.in.dt_max),
           {},
+          o.state.dtype == DType::bf16,
           o.in.arithmetic == Arithmetic::bf16};
 }
 
@@ -69,7 +73,7 @@ std::string describe_case(const Case& c) {
                 : c.D == Case::per_head ? " D"
                                         : " D per channel",
                 c.dt_bias ? " dt_bias" : "", c.strided ? " strided" : "", in("x", c.range), in("dt", c.dt),
-                in("A", c.A), " limits ", c.dt_min, " ", c.dt_max);
+                in("A", c.A), " limits ", c.dt_min, " ", c.dt_max, c.held == DType::bf16 ? " state in bf16" : "");
 }
 
 Operation make(Workbench& bench, const Case& c) {
@@ -157,14 +161,57 @@ Op<Case> in_bf16(Op<Case> op) {
   return op;
 }
 
+Op<Case> with_bf16_state(Op<Case> op) {
+  op.name += " with states in bf16";
+  for (Case& c : op.cases) c.held = DType::bf16;
+  return op;
+}
+
 TEST(SsdScan, Forward) { check_forward(shapes()); }
+TEST(SsdScan, ForwardWithBf16State) { check_forward(with_bf16_state(shapes())); }
 TEST(SsdScan, Extremes) { check_forward(extremes()); }
 void check_in_tiles(const Op<Case>& op) {
   if (available_isas().back() != Isa::amx) GTEST_SKIP() << "this machine has no AMX";
   check_forward(in_bf16(op));
 }
 TEST(SsdScan, ForwardInBf16) { check_in_tiles(shapes()); }
+TEST(SsdScan, ForwardInBf16WithBf16State) { check_in_tiles(with_bf16_state(shapes())); }
 TEST(SsdScan, ExtremesInBf16) { check_in_tiles(extremes()); }
+
+// Decays far below half a step of bf16 add up over many calls as they do in float32; rounded to the nearest, the state
+// would stay what it was.
+TEST(SsdScan, Bf16StateForgetsSlowly) {
+  constexpr int64_t kSteps = 4000;
+  Case c{{{1}, Slots::permuted}, 2, 32, 32};
+  c.held = DType::bf16;
+  c.dt_bias = false;
+  Workbench bench(5);
+  Operands o = operands(bench, c);
+  const Batch batch = bench.batch(sequences_of(c.ragged));
+  const int64_t slot = batch.slots.ptr<int64_t>()[0];
+  for (int64_t i = 0; i < o.in.x.size(); ++i) o.in.x.ptr<float>()[i] = 0;
+  for (int64_t h = 0; h < c.heads; ++h) o.in.A.ptr<float>()[h] = -1;
+  for_each_isa([&](Isa isa) {
+    Lab lab;
+    Context ctx = lab.ctx();
+    const Tensor state = o.state.slice(slot, slot + 1);
+    double before = 0, after = 0, remembered = 1;
+    for (int64_t i = 0; i < state.size(); ++i) {
+      const float value = 1 + static_cast<float>(bench.draw());
+      state.ptr<BFloat16>()[i] = to_bf16(value);
+      before += static_cast<double>(to_float(to_bf16(value)));
+    }
+    for (int64_t t = 0; t < kSteps; ++t) {
+      const Arena::Scope scope(ctx.arena);
+      const double dt = (0.5 + bench.draw()) / kSteps;
+      for (int64_t h = 0; h < c.heads; ++h) o.in.dt.ptr<float>()[h] = static_cast<float>(std::log(std::expm1(dt)));
+      remembered *= std::exp(-dt);
+      ssd_scan(ctx, o.in, batch, o.state);
+    }
+    for (int64_t i = 0; i < state.size(); ++i) after += static_cast<double>(to_float(state.ptr<BFloat16>()[i]));
+    EXPECT_NEAR(after / before, remembered, 0.02) << name_of(isa);
+  });
+}
 
 // Below AMX level bf16 arithmetic is float32, bit for bit; at it, sequences too short for tiles are.
 TEST(SsdScan, ShortSequencesAreFloat32) {

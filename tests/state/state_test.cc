@@ -117,6 +117,36 @@ TEST_F(StateTest, FileRoundTripIsExactIncludingNaNBits) {
   EXPECT_TRUE(other_process.save(target, read.tokens(), read.pending()) == saved);
 }
 
+TEST_F(StateTest, RecurrentStatesInBf16AreFloat32InSnapshots) {
+  auto spec = std::make_shared<StateSpec>(*make_spec());
+  for (StateEntry& e : spec->entries) e.recurrent = e.kind == "ssm";
+  StatePool wide(spec, 1), narrow(spec, 3, DType::bf16);
+  EXPECT_EQ(narrow.bytes_per_sequence(), 12 * (3 * 5 * 4 + 2 * 3 * 4 * 2));
+  EXPECT_EQ(wide.bytes_per_sequence(), spec->bytes_per_sequence());
+  const Slot from = wide.acquire(), to = narrow.acquire();
+  fill(wide, *spec, from, 0.25f);
+  narrow.load(to, wide.save(from, {}));
+  const Slot fork = narrow.fork(to), again = narrow.acquire();
+  const State rounded = narrow.save(fork, {});
+  narrow.load(again, rounded);
+  for (int64_t i = 0; i < 24; ++i) {
+    const bool recurrent = spec->entries[static_cast<size_t>(i)].recurrent;
+    const Tensor entry = narrow.entry(i), exact = wide.entry(i);
+    ASSERT_EQ(entry.dtype, recurrent ? DType::bf16 : DType::f32);
+    const auto value = [&](const Slot& slot, int64_t j) {
+      const Tensor row = entry.slice(slot.index(), slot.index() + 1);
+      return recurrent ? to_float(row.ptr<BFloat16>()[j]) : row.ptr<float>()[j];
+    };
+    for (int64_t j = 0; j < exact.size(); ++j) {
+      const float was = exact.ptr<float>()[j], want = recurrent ? to_float(to_bf16(was)) : was;
+      EXPECT_EQ(value(to, j), want);
+      EXPECT_EQ(value(again, j), want);
+    }
+  }
+  EXPECT_EQ(error_of([&] { StatePool(spec, 1, DType::f16); }),
+            "state pool: states must be held in f32 or bf16, got f16");
+}
+
 TEST_F(StateTest, AnotherModelsStateIsRefused) {
   StatePool pool(make_spec("aaaa"), 1), other(make_spec("bbbb"), 1);
   const Slot slot = pool.acquire(), target = other.acquire();

@@ -17,7 +17,8 @@ constexpr int64_t kConfigLimit = int64_t{16} << 20;
 struct Options {
   ModelOptions model;
   std::optional<std::string> config;
-  int64_t prompt = 512, gen = 64, batch = 1, repeat = 3, chunk = EngineOptions{}.chunk;
+  int64_t prompt = 512, gen = 64, batch = 1, repeat = 3;
+  RunOptions run;
   bool json = false;
 };
 
@@ -79,7 +80,9 @@ void run(const Options& o) {
   const Stopwatch load;
   const auto model = config ? random_model(*config, *threads, 1, o.model.precision) : o.model.load(name, *threads);
   const double load_seconds = load.seconds();
-  Engine engine(*model, *threads, {.slots = o.batch, .chunk = o.chunk, .batch = std::max(o.chunk, o.batch)});
+  Engine engine(
+      *model, *threads,
+      {.slots = o.batch, .chunk = o.run.chunk, .batch = std::max(o.run.chunk, o.batch), .state = o.run.state});
 
   Progress progress("bench", o.repeat + 1);
   Bench bench(engine, o);
@@ -100,13 +103,14 @@ void run(const Options& o) {
   const double step = median(decode) / static_cast<double>(o.gen);  // seconds
   // A step reads the weights once, and reads and writes every sequence's state.
   const double step_bytes = static_cast<double>(weights.bytes_per_token) +
-                            2.0 * static_cast<double>(model->state_spec()->bytes_per_sequence() * o.batch);
+                            2.0 * static_cast<double>(engine.states().bytes_per_sequence() * o.batch);
   const double of_bandwidth = step_bytes / step / (ceilings.read_gb_s * 1e9);
   const double tflops = weights.precision == Precision::f32 ? ceilings.tflops : ceilings.bf16_tflops;
   const double of_compute = 2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (tflops * 1e12);
   const OrderedJson json = {{"model", name},
                             {"device", "cpu"},
                             {"dtype", name_of(weights.precision)},
+                            {"state_dtype", name_of(o.run.state)},
                             {"threads", threads->size()},
                             {"batch", o.batch},
                             {"prompt", o.prompt},
@@ -142,7 +146,7 @@ Run prepare_bench(Flags& flags) {
   flags.integer("--gen", o->gen, {1, kMost}, "Tokens to decode for each sequence (default: 64)");
   flags.integer("--batch", o->batch, {1, 65536}, "Sequences (default: 1)");
   flags.integer("--repeat", o->repeat, {1, 10000}, "Measured runs, after one that is not (default: 3)");
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   flags.flag("--json", o->json, "Print one JSON object");
   flags.footer(
       "Speeds are medians. Prefill is set against the measured multiply-add ceiling (2 operations for each matrix "

@@ -27,7 +27,7 @@ struct Options {
   ModelOptions model;
   SamplingOptions sampling;
   std::optional<std::string> system;
-  int64_t chunk = EngineOptions{}.chunk;
+  RunOptions run;
 };
 
 // --- The terminal
@@ -368,7 +368,7 @@ void run(const Options& o) {
   const auto poll = [] {
     if (interrupted != 0) throw Interrupted();
   };
-  Engine engine(*model, *threads, {.chunk = o.chunk, .between = poll});
+  Engine engine(*model, *threads, {.chunk = o.run.chunk, .state = o.run.state, .between = poll});
 
   GenerateOptions generation = o.sampling.for_model(config, model->config(), &tokenizer);
   // Fine-tuned checkpoints end turns with the tokenizer's eos, whatever their configuration says.
@@ -390,7 +390,7 @@ Run prepare_chat(Flags& flags) {
   o->model.add_tokenizer(flags);
   flags.text("--system", "TEXT", o->system, "What the model is told before the conversation");
   o->sampling.add(flags);
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   add_sampling_footer(flags);
   return [o] { run(*o); };
 }

@@ -17,7 +17,8 @@ constexpr int64_t kDefaultBatch = 16;
 struct Options {
   ModelOptions model;
   std::optional<std::string> task, data;
-  int64_t limit = 0, batch = kDefaultBatch, chunk = EngineOptions{}.chunk;
+  int64_t limit = 0, batch = kDefaultBatch;
+  RunOptions run;
   bool json = false;
 };
 
@@ -89,7 +90,9 @@ void run(const Options& o) {
   for (const std::string& passage : passages) queries.push_back(query_of(passage, tokenizer));
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
-  Engine engine(*model, *threads, {.slots = 2 * o.batch, .chunk = o.chunk, .batch = std::max(o.chunk, o.batch)});
+  Engine engine(
+      *model, *threads,
+      {.slots = 2 * o.batch, .chunk = o.run.chunk, .batch = std::max(o.run.chunk, o.batch), .state = o.run.state});
 
   Progress progress("eval", std::ssize(queries));
   double log_likelihood = 0;
@@ -120,7 +123,7 @@ Run prepare_eval(Flags& flags) {
   flags.text("--data", "FILE", o->data, "Its passages: one {\"text\": ...} a line");
   flags.integer("--limit", o->limit, {1}, "The first N passages alone");
   flags.integer("--batch", o->batch, {1, 4096}, concat("Passages in one ragged batch (default: ", kDefaultBatch, ")"));
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   flags.flag("--json", o->json, "Print one JSON object");
   flags.footer(
       "acc: the share of passages whose last word is what the model would say greedily; perplexity: exp of the mean "

@@ -21,7 +21,8 @@ struct Options {
   ModelOptions model;
   std::optional<std::string> input, output;
   bool hidden_states = false, states = false, router_logits = false, attentions = false;
-  int64_t logits_to_keep = 0, chunk = EngineOptions{}.chunk;
+  int64_t logits_to_keep = 0;
+  RunOptions run;
 };
 
 // A matrix of integers [rows, columns].
@@ -495,7 +496,9 @@ void run(const Options& o) {
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
   // All rows in one ragged batch, whatever the chunk.
-  Engine engine(*model, *threads, {.slots = inputs.batch, .chunk = o.chunk, .batch = inputs.batch * o.chunk});
+  Engine engine(
+      *model, *threads,
+      {.slots = inputs.batch, .chunk = o.run.chunk, .batch = inputs.batch * o.run.chunk, .state = o.run.state});
   Forward(engine, inputs, o)().write(*o.output);
 }
 
@@ -519,7 +522,7 @@ Run prepare_forward(Flags& flags) {
   flags.flag("--attentions", o->attentions, "Also attentions.{i} [B, heads, L, L] of layers with attention");
   flags.integer("--logits-to-keep", o->logits_to_keep, {0, int64_t{1} << 40},
                 "logits and last_hidden_state of the last N positions alone [B,N,...]; 0: of all");
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   flags.footer(
       "Masked positions are taken out of their rows, wherever they are: a row's results are those of the row alone.");
   return [o] { run(*o); };

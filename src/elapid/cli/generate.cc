@@ -25,7 +25,8 @@ struct Options {
   ModelOptions model;
   SamplingOptions sampling;
   std::optional<std::string> prompt, prompt_file, prompt_ids;
-  int64_t sequences = 1, chunk = EngineOptions{}.chunk;
+  int64_t sequences = 1;
+  RunOptions run;
   std::optional<int64_t> best_of, beams;
   bool no_special = false, json = false;
   std::optional<std::string> save_state, load_state;
@@ -205,7 +206,9 @@ void run(const Options& o) {
   const auto model = o.model.load(folder, *threads);
   // A search forks every hypothesis before it drops the old ones.
   const int64_t sequences = o.beams ? 2 * *o.beams : o.best_of.value_or(o.sequences);
-  Engine engine(*model, *threads, {.slots = sequences, .chunk = o.chunk, .batch = std::max(o.chunk, sequences)});
+  Engine engine(
+      *model, *threads,
+      {.slots = sequences, .chunk = o.run.chunk, .batch = std::max(o.run.chunk, sequences), .state = o.run.state});
 
   GenerateOptions options = o.sampling.for_model(config, model->config(), tokenizer ? &*tokenizer : nullptr);
   options.sequences = sequences;
@@ -273,7 +276,7 @@ Run prepare_generate(Flags& flags) {
              "Continue the sequence of this state; the prompt, which may then be empty, comes after it, without "
              "special tokens and without the space that some tokenizers put in front of a text");
   flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   flags.flag("--json", o->json, "Print one JSON object");
   add_sampling_footer(flags);
   return [o] { run(*o); };

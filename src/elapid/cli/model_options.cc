@@ -133,9 +133,17 @@ void add_shard_size(Flags& flags, int64_t& bytes) {
       "Split the weights into files of at most SIZE, as in 5GB or 200MiB (default: 5GB)");
 }
 
-void add_chunk(Flags& flags, int64_t& chunk) {
+void RunOptions::add(Flags& flags) {
   flags.integer("--chunk", chunk, {1, int64_t{1} << 24},
                 "Run long inputs in pieces of N tokens; results change by rounding at most (default: 512)");
+  flags.option(
+      "--state-dtype", "T",
+      [this](const std::string& text) {
+        if (text != "f32" && text != "bf16") throw UsageError(concat("--state-dtype: must be f32 or bf16, got ", text));
+        state = text == "f32" ? DType::f32 : DType::bf16;
+      },
+      "f32 | bf16: what the recurrences' states are held in between forward calls; bf16 halves what decoding many "
+      "sequences moves, and rounds (default: f32)");
 }
 
 }  // namespace elapid::cli

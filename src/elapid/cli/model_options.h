@@ -4,6 +4,7 @@
 
 #include "elapid/cli/flags.h"
 #include "elapid/core/thread_pool.h"
+#include "elapid/infer/engine.h"
 #include "elapid/model/load.h"
 #include "elapid/text/tokenizer.h"
 
@@ -46,7 +47,12 @@ int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer);
 // --max-shard-size of the commands that write a folder.
 void add_shard_size(Flags& flags, int64_t& bytes);
 
-// What --chunk means to every command that has it.
-void add_chunk(Flags& flags, int64_t& chunk);
+// How a model runs, for every command that runs one.
+struct RunOptions {
+  int64_t chunk = EngineOptions{}.chunk;
+  DType state = EngineOptions{}.state;
+
+  void add(Flags& flags);
+};
 
 }  // namespace elapid::cli

@@ -19,7 +19,7 @@ constexpr size_t kFed = 512;  // ids between two looks at the progress
 struct Options {
   ModelOptions model;
   std::optional<std::string> file;
-  int64_t chunk = EngineOptions{}.chunk;
+  RunOptions run;
   bool per_token = false, no_special = false, json = false;
 };
 
@@ -76,7 +76,7 @@ void run(const Options& o) {
   const Tokenizer tokenizer = o.model.load_tokenizer(folder);
   const auto threads = o.model.start_threads();
   const auto model = o.model.load(folder, *threads);
-  Engine engine(*model, *threads, {.chunk = o.chunk});
+  Engine engine(*model, *threads, {.chunk = o.run.chunk, .state = o.run.state});
   const Result r = score(o, reader, first, tokenizer, engine);
 
   const double mean = r.nll / static_cast<double>(r.tokens);
@@ -110,7 +110,7 @@ Run prepare_score(Flags& flags) {
   flags.text("--file", "F", o->file, "The text (default: standard input)");
   flags.flag("--per-token", o->per_token, "Also every token's nll, in nats, one a line (--json: \"nll\")");
   flags.flag("--no-special", o->no_special, "Leave out what the tokenizer adds, such as a leading bos");
-  add_chunk(flags, o->chunk);
+  o->run.add(flags);
   flags.flag("--json", o->json, "Print one JSON object");
   flags.footer(
       "Every token after the first id is scored. Memory does not grow with the text (--per-token: 4 bytes a token).");

@@ -24,7 +24,10 @@ Tensor view(std::vector<T>& values) {
 }  // namespace
 
 Engine::Engine(const Model& model, ThreadPool& threads, const EngineOptions& options)
-    : model_(&model), threads_(&threads), options_(checked(options)), states_(model.state_spec(), options_.slots) {
+    : model_(&model),
+      threads_(&threads),
+      options_(checked(options)),
+      states_(model.state_spec(), options_.slots, options_.state) {
   slot_used_.assign(static_cast<size_t>(options_.slots), 0);
   // Even an absent array is a tensor with an address.
   outputs_.reserve(1);

@@ -19,6 +19,9 @@ struct EngineOptions {
   int64_t chunk = 512;
   // Pieces of several sequences share a forward call while they hold at most this many tokens together. 0: `chunk`.
   int64_t batch = 0;
+  // What recurrences' states are held in between forward calls: f32, or bf16 for half of the memory traffic of a decode
+  // step's states. Every forward call rounds them once.
+  DType state = DType::f32;
   // Called before each forward call of a call but its first. What it throws ends the call; the slots have then consumed
   // some of their tokens.
   std::function<void()> between{};

@@ -14,7 +14,7 @@ Mamba1::Mamba1(const Mamba1Config& c, int64_t layer, StateSpec& spec)
   conv_state_ = static_cast<int64_t>(spec.entries.size());
   spec.entries.push_back({"conv", layer, {c.d_conv - 1, c.d_inner}});
   ssm_state_ = static_cast<int64_t>(spec.entries.size());
-  spec.entries.push_back({"ssm", layer, {c.d_inner, c.d_state}});
+  spec.entries.push_back({.kind = "ssm", .layer = layer, .shape = {c.d_inner, c.d_state}, .recurrent = true});
 }
 
 void Mamba1::forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass& pass) const {

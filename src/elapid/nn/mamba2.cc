@@ -21,7 +21,7 @@ Mamba2::Mamba2(const Mamba2Config& c, int64_t layer, StateSpec& spec)
   conv_state_ = static_cast<int64_t>(spec.entries.size());
   spec.entries.push_back({"conv", layer, {c.d_conv - 1, c.conv_dim()}});
   ssm_state_ = static_cast<int64_t>(spec.entries.size());
-  spec.entries.push_back({"ssm", layer, {c.heads, c.head_dim, c.d_state}});
+  spec.entries.push_back({.kind = "ssm", .layer = layer, .shape = {c.heads, c.head_dim, c.d_state}, .recurrent = true});
 }
 
 void Mamba2::forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass& pass) const {

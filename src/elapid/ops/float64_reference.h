@@ -80,6 +80,7 @@ struct Sequences {
 
 inline constexpr double kRounding = 0x1p-24;     // u
 inline constexpr double kBf16Rounding = 0x1p-8;  // of an operand that is rounded to bf16
+inline constexpr double kBf16Step = 0x1p-7;      // between bf16 neighbours, at most: rounding to either of them
 inline constexpr double kUnderflow = 0x1p-149;   // the smallest subnormal: what a product may lose near zero
 // exp and exp2_product of cpu/simd.h are within 1.25 ulp, log, log1p_of_fraction and erf within 1.5
 // (tests/ops/simd_test.cc holds them to that); an ulp is at most 2 u.
@@ -114,6 +115,11 @@ inline Approximate softplus(double x) {
   const double value = x > 30 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
   const double slope = 1 / (1 + std::exp(-x));
   return {value, kRounding * (std::abs(x) * slope + (kExpError + kLogError) * value) + 2 * kUnderflow};
+}
+
+// What a final state's tolerance becomes when it is held in bf16.
+inline double in_bf16(double value, double tolerance) {
+  return tolerance + kBf16Step * (std::abs(value) + tolerance) + 0x1p16 * kUnderflow;
 }
 
 }  // namespace elapid::reference

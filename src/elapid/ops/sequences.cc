@@ -4,11 +4,14 @@
 
 namespace elapid {
 
-void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row) {
+void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row,
+                     StateTypes types) {
   int64_t rows = 0;
   if (state) {
-    require(state.dtype == DType::f32 && state.shape.rank == row.rank + 1, op, ": state must be f32 of rank ",
-            row.rank + 1, ", got ", name_of(state.dtype), " of rank ", state.shape.rank);
+    const bool bf16 = types == StateTypes::f32_or_bf16;
+    require((state.dtype == DType::f32 || (bf16 && state.dtype == DType::bf16)) && state.shape.rank == row.rank + 1, op,
+            ": state must be ", bf16 ? "f32 or bf16" : "f32", " of rank ", row.rank + 1, ", got ", name_of(state.dtype),
+            " of rank ", state.shape.rank);
     for (int i = 0; i < row.rank; ++i) {
       require(state.shape[i + 1] == row[i], op, ": state dimension ", i + 1, " must be ", row[i], ", got ",
               state.shape[i + 1]);

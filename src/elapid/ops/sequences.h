@@ -9,8 +9,10 @@
 namespace elapid {
 
 // offsets must begin with 0, not decrease and end with `tokens`; slots must be kNoSlot or a row of `state`, whose rows
-// must have the shape `row` in f32. Errors begin with `op`.
-void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row);
+// must have the shape `row` in f32, or bf16 where that is allowed. Errors begin with `op`.
+enum class StateTypes : uint8_t { f32, f32_or_bf16 };
+void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, const Tensor& state, Shape row,
+                     StateTypes types = StateTypes::f32);
 // The same with slots that must be kNoSlot or below `rows`.
 void check_sequences(std::string_view op, const Batch& batch, int64_t tokens, int64_t rows);
 

@@ -18,7 +18,17 @@ void copy(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
-void* row_of(const Tensor& entry, int64_t slot) { return entry.slice(slot, slot + 1).data; }
+Tensor row_of(const Tensor& entry, int64_t slot) { return entry.slice(slot, slot + 1); }
+
+// Between float32 and the type of `row`.
+void widen(float* to, const Tensor& row) {
+  if (row.dtype == DType::f32) return copy(to, row.data, row.bytes());
+  for (int64_t i = 0; i < row.size(); ++i) to[i] = to_float(row.ptr<BFloat16>()[i]);
+}
+void narrow(const Tensor& row, const float* from) {
+  if (row.dtype == DType::f32) return copy(row.data, from, row.bytes());
+  for (int64_t i = 0; i < row.size(); ++i) row.ptr<BFloat16>()[i] = to_bf16(from[i]);
+}
 
 int64_t checked_slots(int64_t slots) {
   // As many as leave the size of a page table within 64 bits.
@@ -54,14 +64,17 @@ Slot& Slot::operator=(Slot&& other) noexcept {
   return *this;
 }
 
-StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots)
+StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent)
     : spec_(std::move(spec)), pages_(*spec_, checked_slots(slots)) {
+  require(recurrent == DType::f32 || recurrent == DType::bf16, "state pool: states must be held in f32 or bf16, got ",
+          name_of(recurrent));
   const std::vector<StateEntry>& entries = spec_->entries;
   order_ = order_of(entries);
+  const auto held_in = [&](const StateEntry& e) { return e.recurrent ? recurrent : DType::f32; };
   int64_t total = 0;
   for (const StateEntry& e : entries) {
     if (e.per_token()) continue;
-    int64_t bytes = size_of(DType::f32);
+    int64_t bytes = size_of(held_in(e));
     const bool overflows = __builtin_mul_overflow(bytes, e.shape.size(), &bytes) ||
                            __builtin_mul_overflow(bytes, slots, &bytes) ||
                            __builtin_add_overflow(total, bytes + 64, &total);
@@ -80,7 +93,7 @@ StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots)
     assert(shape.rank <= kMaxRank);
     shape.dims[0] = slots;
     std::copy_n(e.shape.dims, e.shape.rank, shape.dims + 1);
-    entries_.emplace_back(at, DType::f32, shape);
+    entries_.emplace_back(at, held_in(e), shape);
     at += rounded(entries_.back().bytes());
   }
   taken_.assign(static_cast<size_t>(slots), false);
@@ -99,7 +112,8 @@ Slot StatePool::acquire() {
   *free = true;
   const int64_t index = free - taken_.begin();
   in_order([&](const StateEntry& e, size_t i) {
-    if (!e.per_token()) std::memset(row_of(entries_[i], index), 0, static_cast<size_t>(e.bytes()));
+    const Tensor row = row_of(entries_[i], index);
+    if (!e.per_token()) std::memset(row.data, 0, static_cast<size_t>(row.bytes()));
   });
   return {this, index};
 }
@@ -108,6 +122,14 @@ void StatePool::release(int64_t index) noexcept {
   pages_.release(index);
   lengths_[static_cast<size_t>(index)] = 0;
   taken_[static_cast<size_t>(index)] = false;
+}
+
+int64_t StatePool::bytes_per_sequence() const {
+  int64_t bytes = 0;
+  in_order([&](const StateEntry& e, size_t i) {
+    if (!e.per_token()) bytes += e.shape.size() * size_of(entries_[i].dtype);
+  });
+  return bytes;
 }
 
 int64_t StatePool::available() const { return std::count(taken_.begin(), taken_.end(), false); }
@@ -129,7 +151,7 @@ State StatePool::save(const Slot& slot, std::span<const TokenId> tokens, std::sp
                         copy(at + first * e.bytes(), page, count * e.bytes());
                       });
     } else {
-      copy(at, row_of(entries_[i], slot.index()), e.bytes());
+      widen(copied.ptr<float>(), row_of(entries_[i], slot.index()));
     }
     data->entries.push_back(e);
     data->tensors.push_back(copied);
@@ -162,7 +184,7 @@ void StatePool::load(const Slot& slot, const State& state) {
         copy(page, saved + first * e.bytes(), count * e.bytes());
       });
     } else {
-      copy(row_of(entries_[i], index), saved, e.bytes());
+      narrow(row_of(entries_[i], index), reinterpret_cast<const float*>(saved));
     }
   });
   lengths_[checked(index)] = data.length;
@@ -172,7 +194,9 @@ Slot StatePool::fork(const Slot& slot) {
   require(slot.pool_ == this, "state pool: a slot must be used with the pool it came from");
   Slot other = acquire();
   in_order([&](const StateEntry& e, size_t i) {
-    if (!e.per_token()) copy(row_of(entries_[i], other.index()), row_of(entries_[i], slot.index()), e.bytes());
+    if (e.per_token()) return;
+    const Tensor row = row_of(entries_[i], other.index());
+    copy(row.data, row_of(entries_[i], slot.index()).data, row.bytes());
   });
   pages_.share(slot.index(), other.index(), length(slot.index()));
   lengths_[checked(other.index())] = length(slot.index());

@@ -37,7 +37,8 @@ class Slot {
 // Must outlive its slots.
 class StatePool {
  public:
-  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots);
+  // Recurrences' states are held in `recurrent`, f32 or bf16; in snapshots all are float32.
+  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent = DType::f32);
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
 
@@ -58,11 +59,13 @@ class StatePool {
   void extend(int64_t slot, int64_t tokens) { pages_.extend(slot, length(slot), tokens); }
   void advance(int64_t slot, int64_t tokens) { lengths_[checked(slot)] += tokens; }
 
-  // Entry i of the spec for all slots. Fixed: [slots, shape…] f32, indexed by Batch::slots. Per token: [pages,
-  // kPageTokens, elements a token] f32, indexed by page_table().
+  // Entry i of the spec for all slots. Fixed: [slots, shape…] f32 (or as asked), indexed by Batch::slots. Per token:
+  // [pages, kPageTokens, elements a token] f32, indexed by page_table().
   [[nodiscard]] Tensor entry(int64_t i) const { return entries_.at(static_cast<size_t>(i)); }
   // [slots, most pages] i32: which page holds tokens 64 p … 64 p + 63 of a slot. Empty without per-token entries.
   [[nodiscard]] Tensor page_table() const { return pages_.table(); }
+  // Bytes that one sequence takes whatever its length.
+  [[nodiscard]] int64_t bytes_per_sequence() const;
   [[nodiscard]] int64_t pages_in_use() const { return pages_.in_use(); }
   [[nodiscard]] int64_t capacity() const { return static_cast<int64_t>(taken_.size()); }
   [[nodiscard]] int64_t available() const;

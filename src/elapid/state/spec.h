@@ -17,8 +17,9 @@
 
 namespace elapid {
 
-// One float32 memory of one layer: of fixed size, for instance {"ssm", 3, {heads, head_dim, d_state}}, or growing by
-// `shape` with every token, for instance {"key", 4, {kv_heads, head_dim}, StateExtent::per_token}.
+// One memory of one layer, of numbers that are computed with in float32: of fixed size, for instance {"ssm", 3, {heads,
+// head_dim, d_state}}, or growing by `shape` with every token, for instance {"key", 4, {kv_heads, head_dim},
+// StateExtent::per_token}.
 enum class StateExtent : uint8_t { fixed, per_token };
 
 struct StateEntry {
@@ -26,10 +27,15 @@ struct StateEntry {
   int64_t layer = 0;
   Shape shape;
   StateExtent extent = StateExtent::fixed;
+  bool recurrent = false;  // a recurrence's state, which a pool may hold in bf16
 
   [[nodiscard]] bool per_token() const { return extent == StateExtent::per_token; }
+  // In float32.
   [[nodiscard]] int64_t bytes() const { return shape.size() * size_of(DType::f32); }
-  bool operator==(const StateEntry& other) const = default;
+  // Whether they are the same memory.
+  bool operator==(const StateEntry& other) const {
+    return kind == other.kind && layer == other.layer && shape == other.shape && extent == other.extent;
+  }
 };
 
 // A text that is computed when it is first asked for, and not again. Copies share it; any thread may ask.
@@ -63,7 +69,7 @@ struct StateSpec {
   // it reads all weights once.
   LazyText fingerprint;
 
-  // Bytes that one sequence needs whatever its length, and those that each of its tokens adds.
+  // Bytes that one sequence needs in float32 whatever its length, and those that each of its tokens adds.
   [[nodiscard]] int64_t bytes_per_sequence() const { return bytes_of(StateExtent::fixed); }
   [[nodiscard]] int64_t bytes_per_token() const { return bytes_of(StateExtent::per_token); }
 

@@ -28,7 +28,7 @@ Tensor selective_scan(Context& ctx, const SelectiveScan& in, const Batch& batch,
     require(!t || (t.dtype == DType::f32 && t.size() == channels), "selective_scan: D and dt_bias must be f32 with ",
             channels, " elements, got ", name_of(t.dtype), " with ", t.size());
   }
-  check_sequences("selective_scan", batch, tokens, state, {channels, d_state});
+  check_sequences("selective_scan", batch, tokens, state, {channels, d_state}, StateTypes::f32_or_bf16);
 
   const Tensor y = ctx.arena.alloc({tokens, channels}, DType::f32);
   const Arena::Scope scope(ctx.arena);

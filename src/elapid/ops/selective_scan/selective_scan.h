@@ -28,8 +28,8 @@ struct SelectiveScan {
   int64_t groups = 1;
 };
 
-// state [slots, channels, d_state] f32, or empty when no sequence has a slot: initial states before, final ones after.
-// Returns y [T, channels] f32.
+// state [slots, channels, d_state] f32 or bf16, or empty when no sequence has a slot: initial states before, final ones
+// after. In bf16, as ssd_scan()'s, and then how a sequence is cut does show. Returns y [T, channels] f32.
 Tensor selective_scan(Context& ctx, const SelectiveScan& scan, const Batch& batch, const Tensor& state);
 
 struct SelectiveScanForward {

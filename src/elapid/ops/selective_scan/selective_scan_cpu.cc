@@ -1,4 +1,4 @@
-#include "elapid/cpu/simd.h"
+#include "elapid/cpu/kept.h"
 #include "elapid/ops/math.h"
 #include "elapid/ops/selective_scan/selective_scan.h"
 
@@ -244,7 +244,15 @@ ELAPID_INLINE F32 recur(int64_t d_state, const F32& rate, const F32& inflow, con
   return (y[0] + y[1]) + (y[2] + y[3]);
 }
 
-void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, const Channels& strip, float* kept,
+// f(channel, first state, how many) for all states of `channels` channels, up to sixteen at a time.
+template <class F>
+ELAPID_INLINE void for_states(int64_t channels, int64_t d_state, const F& f) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t j = 0; j < d_state; j += kLanes) f(c, j, smaller(kLanes, d_state - j));
+  }
+}
+
+void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, const Channels& strip, const Kept& kept,
                    float* scratch) {
   const int64_t n = a.d_state, vectors = (strip.count + kLanes - 1) / kLanes;
   float* A = scratch;                          // [vectors, d_state, 16]
@@ -261,7 +269,14 @@ void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, co
     }
   };
   to_lanes(a.in.A.row<float>(strip.first), a.in.A.row_stride(), A);
-  to_lanes(kept, n, state);
+  to_lanes(kept.floats(), n, state);
+  if (kept && kept.floats() == nullptr) {
+    for_states(strip.count, n, [&](int64_t c, int64_t j, int64_t count) ELAPID_LAMBDA {
+      alignas(64) float states[kLanes];
+      store(states, kept.get(c * n + j, count));
+      for (int64_t i = 0; i < count; ++i) state[(c / kLanes * n + j + i) * kLanes + c % kLanes] = states[i];
+    });
+  }
   Lanes lanes[kSelectiveScanVectors];
   for (int64_t v = 0; v < vectors; ++v) lanes[v] = Lanes(a, strip.vector(v));
   const int64_t b_stride = a.in.B.row_stride(), c_stride = a.in.C.row_stride();
@@ -295,13 +310,21 @@ void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, co
     b += count * b_stride;
     c += count * c_stride;
   }
-  for (int64_t v = 0; kept != nullptr && v < vectors; ++v) {
+  float* floats = kept.floats();
+  for (int64_t v = 0; floats != nullptr && v < vectors; ++v) {
     const int64_t count = smaller(kLanes, strip.count - v * kLanes);
-    transpose(state + v * n * kLanes, n, count, kLanes, kept + v * kLanes * n, n);
+    transpose(state + v * n * kLanes, n, count, kLanes, floats + v * kLanes * n, n);
+  }
+  if (kept && floats == nullptr) {
+    for_states(strip.count, n, [&](int64_t c, int64_t j, int64_t count) ELAPID_LAMBDA {
+      alignas(64) float states[kLanes] = {};
+      for (int64_t i = 0; i < count; ++i) states[i] = state[(c / kLanes * n + j + i) * kLanes + c % kLanes];
+      kept.set(c * n + j, load(states), count);
+    });
   }
 }
 
-void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, float* kept) {
+void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, const Kept& kept) {
   constexpr int kTogether = kAbreast < 4 ? kAbreast : 4;
   const Lanes lanes(a, ch);
   const int64_t n = a.d_state, decay_stride = a.in.A.row_stride();
@@ -331,10 +354,9 @@ void single_step(const SelectiveScanForward& a, int64_t t, const Channels& ch, f
           h[k] = zero();
           return;
         }
-        float* at = kept + channel * n + j;
-        const F32 before = kept == nullptr ? zero() : load(at, states);
+        const F32 before = kept ? kept.get(channel * n + j, states) : zero();
         h[k] = fma(h[k], before, broadcast(inflow[channel]) * b_j);
-        if (kept != nullptr) store(at, h[k], states);
+        if (kept) kept.set(channel * n + j, h[k], states);
         if (states < kLanes) h[k] = first_lanes(h[k], states);  // an infinite time step makes NaN of the others
       });
       turn_blocks(h);
@@ -362,10 +384,10 @@ void run(Cpu cpu, const SelectiveScanForward& a) {
       const int64_t s = i / strips, group = i % strips / strips_a_group, offset = i % strips_a_group * strip;
       const Channels ch{group * width + offset, smaller(strip, width - offset), group};
       const int64_t slot = a.slots.ptr<int64_t>()[s];
-      float* kept = slot < 0 ? nullptr : a.state.ptr<float>() + (slot * channels + ch.first) * a.d_state;
+      const Kept kept = slot < 0 ? Kept() : Kept(a.state, (slot * channels + ch.first) * a.d_state);
       if (offsets[s + 1] - offsets[s] == 1) {
         for (int64_t v = 0; v * kLanes < ch.count; ++v) {
-          single_step(a, offsets[s], ch.vector(v), kept == nullptr ? nullptr : kept + v * kLanes * a.d_state);
+          single_step(a, offsets[s], ch.vector(v), kept + v * kLanes * a.d_state);
         }
       } else if (offsets[s + 1] > offsets[s]) {
         several_steps(a, offsets[s], offsets[s + 1], ch, kept, a.scratch.row<float>(worker));

@@ -23,6 +23,7 @@ struct SelectiveScanInputs {
   Matrix z;        // [T, channels], or empty
   Matrix state;    // [slots · channels, d_state], or empty
   int64_t groups = 1;
+  bool bf16_state = false;  // final states are rounded to bf16
 };
 
 struct SelectiveScanExpected {
@@ -92,7 +93,8 @@ inline SelectiveScanExpected selective_scan(const SelectiveScanInputs& in, const
       for (int64_t n = 0; n < d_state; ++n) {
         const Element& h = state[static_cast<size_t>(n)];
         out.state.value(row, n) = h.value;
-        out.state.tolerance(row, n) = kRounding * h.error + kUnderflow * h.underflow;
+        const double tolerance = kRounding * h.error + kUnderflow * h.underflow;
+        out.state.tolerance(row, n) = in.bf16_state ? in_bf16(h.value, tolerance) : tolerance;
       }
     }
   }

@@ -22,7 +22,7 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
   require(!in.dt_bias || in.dt_bias.size() == heads, "ssd_scan: dt_bias must have ", heads, " elements, got ",
           in.dt_bias.size());
   const int64_t head_dim = width / heads, d_state = in.B.cols() / groups;
-  check_sequences("ssd_scan", batch, tokens, state, {heads, head_dim, d_state});
+  check_sequences("ssd_scan", batch, tokens, state, {heads, head_dim, d_state}, StateTypes::f32_or_bf16);
 
   const Tensor y = ctx.arena.alloc({tokens, width}, DType::f32);
   const Arena::Scope scope(ctx.arena);

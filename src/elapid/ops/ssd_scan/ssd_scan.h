@@ -34,8 +34,9 @@ struct SsdScan {
 };
 inline constexpr int64_t kSsdTiled = 16;
 
-// state [slots, heads, head_dim, d_state] f32, or empty when no sequence has a slot: initial states before, final ones
-// after. Returns y [T, heads · head_dim] f32.
+// state [slots, heads, head_dim, d_state] f32 or bf16, or empty when no sequence has a slot: initial states before,
+// final ones after. In bf16, final states are rounded once a call, up or down with the chance that keeps their mean
+// (store_dithered() in cpu/kept.h); within a call states are f32. Returns y [T, heads · head_dim] f32.
 Tensor ssd_scan(Context& ctx, const SsdScan& scan, const Batch& batch, const Tensor& state);
 
 struct SsdScanForward {

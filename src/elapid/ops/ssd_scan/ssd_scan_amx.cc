@@ -110,8 +110,8 @@ class TileScan {
   void run(int64_t sequence) {
     const Tiles configured;
     const int64_t begin = a_.offsets.ptr<int64_t>()[sequence], end = a_.offsets.ptr<int64_t>()[sequence + 1];
-    float* kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
-    bool carries = kept != nullptr;  // else the state is zero so far and not even stored
+    const Kept kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
+    bool carries = static_cast<bool>(kept);  // else the state is zero so far and not even stored
     if (carries) read_state(kept);
     float* shared = a_.chunks.row<float>(a_.chunk_begin.ptr<int64_t>()[sequence] * a_.in.groups + group_);
     for (int64_t token = begin; token < end; token += kSsdChunk) {
@@ -121,13 +121,13 @@ class TileScan {
       mix(token, length, group.scores);
       round_x(token, length);
       outputs(token, length, group, carries);
-      if (kept != nullptr || token + length < end) {
+      if (kept || token + length < end) {
         advance(length, group, carries);
         carries = true;
       }
       shared += a_.in.groups * a_.chunks.cols();
     }
-    if (kept != nullptr) write_state(kept);
+    if (kept) write_state(kept);
   }
 
  private:
@@ -138,26 +138,26 @@ class TileScan {
       for (int64_t n = 0; n < depth_; n += 16) f(p, n);
     }
   }
-  void read_state(const float* kept) {
+  void read_state(const Kept& kept) {
     for_squares([&](int64_t p, int64_t n) ELAPID_LAMBDA {
       __m512i words[16];
       static_for<16>([&](auto i) ELAPID_LAMBDA {
-        const int64_t columns = p + i < a_.head_dim && n < a_.d_state ? a_.d_state - n : 0;
-        words[i] = _mm512_castps_si512(load(kept + (p + i) * a_.d_state + n, columns).v[0]);
+        const bool there = p + i < a_.head_dim && n < a_.d_state;
+        words[i] = _mm512_castps_si512((there ? kept.get((p + i) * a_.d_state + n, a_.d_state - n) : zero()).v[0]);
       });
       transpose_words(words);
       static_for<16>([&](auto i) ELAPID_LAMBDA { _mm512_storeu_si512(state_ + (n + i) * padded_ + p, words[i]); });
     });
     for (int64_t n = 0; n < depth_; n += 2) round_state(n);
   }
-  void write_state(float* kept) {
+  void write_state(const Kept& kept) {
     for_squares([&](int64_t p, int64_t n) ELAPID_LAMBDA {
       __m512i words[16];
       static_for<16>([&](auto i) ELAPID_LAMBDA { words[i] = _mm512_loadu_si512(state_ + (n + i) * padded_ + p); });
       transpose_words(words);
       static_for<16>([&](auto i) ELAPID_LAMBDA {
         if (p + i >= a_.head_dim || n >= a_.d_state) return;
-        store(kept + (p + i) * a_.d_state + n, {_mm512_castsi512_ps(words[i])}, a_.d_state - n);
+        kept.set((p + i) * a_.d_state + n, {_mm512_castsi512_ps(words[i])}, a_.d_state - n);
       });
     });
   }

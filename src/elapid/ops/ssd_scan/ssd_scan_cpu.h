@@ -3,6 +3,7 @@
 // What the forms of the scan share. Only *_cpu.cc and *_amx.cc files include this header; as cpu/simd.h, all of it has
 // internal linkage.
 
+#include "elapid/cpu/kept.h"
 #include "elapid/cpu/tile.h"
 #include "elapid/ops/math.h"
 #include "elapid/ops/ssd_scan/ssd_scan.h"
@@ -23,9 +24,9 @@ constexpr float kLowestDecay = -200.0f;
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Where the state of one head is, or nowhere.
-ELAPID_INLINE float* state_of(const SsdScanForward& a, int64_t slot, int64_t head) {
-  if (slot < 0) return nullptr;
-  return a.state.ptr<float>() + (slot * a.in.dt.cols() + head) * a.head_dim * a.d_state;
+ELAPID_INLINE Kept state_of(const SsdScanForward& a, int64_t slot, int64_t head) {
+  if (slot < 0) return {};
+  return {a.state, (slot * a.in.dt.cols() + head) * a.head_dim * a.d_state};
 }
 
 ELAPID_INLINE F32 time_step(const SsdScanForward& a, const F32& raw, float bias) {
@@ -107,33 +108,43 @@ class HeadScan {
 
   void run(int64_t sequence) {
     const int64_t begin = a_.offsets.ptr<int64_t>()[sequence], end = a_.offsets.ptr<int64_t>()[sequence + 1];
-    float* kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
-    bool carries = kept != nullptr;  // else the state is zero so far and not even stored
-    if (carries) transpose(kept, a_.head_dim, a_.d_state, state_, padded_);
+    const Kept kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
+    bool carries = static_cast<bool>(kept);  // else the state is zero so far and not even stored
+    if (carries) read_state(kept);
     const float* scores = a_.chunks.row<float>(a_.chunk_begin.ptr<int64_t>()[sequence] * a_.in.groups + group_);
     for (int64_t token = begin; token < end; token += kSsdChunk) {
       const int64_t length = smaller(kSsdChunk, end - token);
       prepare(token, length, scores);
       outputs(token, length, carries);
-      if (kept != nullptr || token + length < end) {
+      if (kept || token + length < end) {
         advance(token, length, carries);
         carries = true;
       }
       scores += a_.in.groups * a_.chunks.cols();
     }
-    if (kept != nullptr) {
-      for (int64_t p = 0; p < a_.head_dim; ++p) {
-        for (int64_t n = 0; n < a_.d_state; ++n) kept[p * a_.d_state + n] = state_[n * padded_ + p];
-      }
-    }
+    if (kept) write_state(kept);
   }
 
  private:
-  // to[c, r] = from[r, c]; columns of `to` beyond `rows` are zeroed up to its stride.
-  static void transpose(const float* from, int64_t rows, int64_t columns, float* to, int64_t stride) {
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = 0; r < rows; ++r) to[c * stride + r] = from[r * columns + c];
-      for (int64_t r = rows; r < stride; ++r) to[c * stride + r] = 0;
+  // Turned; columns beyond head_dim are zero.
+  void read_state(const Kept& kept) {
+    alignas(64) float lanes[kLanes];
+    for (int64_t n = 0; n < a_.d_state; n += kLanes) {
+      const int64_t count = smaller(kLanes, a_.d_state - n);
+      for (int64_t p = 0; p < padded_; ++p) {
+        store(lanes, p < a_.head_dim ? kept.get(p * a_.d_state + n, count) : zero());
+        for (int64_t i = 0; i < count; ++i) state_[(n + i) * padded_ + p] = lanes[i];
+      }
+    }
+  }
+  void write_state(const Kept& kept) {
+    alignas(64) float lanes[kLanes] = {};
+    for (int64_t n = 0; n < a_.d_state; n += kLanes) {
+      const int64_t count = smaller(kLanes, a_.d_state - n);
+      for (int64_t p = 0; p < a_.head_dim; ++p) {
+        for (int64_t i = 0; i < count; ++i) lanes[i] = state_[(n + i) * padded_ + p];
+        kept.set(p * a_.d_state + n, load(lanes), count);
+      }
     }
   }
 
@@ -232,15 +243,15 @@ void single_step(const SsdScanForward& a, int64_t sequence, int64_t head) {
   const float* c = a.in.C.row<float>(t) + group * n;
   const float* x = a.in.x.row<float>(t) + head * a.head_dim;
   float* y = a.y.row<float>(t) + head * a.head_dim;
-  float* state = state_of(a, a.slots.ptr<int64_t>()[sequence], head);
+  const Kept state = state_of(a, a.slots.ptr<int64_t>()[sequence], head);
   for (int64_t p = 0; p < a.head_dim; ++p) {
     const F32 inflow = broadcast(dt * x[p]);
     F32 total = zero();
     for (int64_t i = 0; i < n; i += kLanes) {
       F32 s = inflow * load(b + i, n - i);
-      if (state != nullptr) {
-        s = fma(decay, load(state + p * n + i, n - i), s);
-        store(state + p * n + i, s, n - i);
+      if (state) {
+        s = fma(decay, state.get(p * n + i, n - i), s);
+        state.set(p * n + i, s, n - i);
       }
       total = fma(s, load(c + i, n - i), total);
     }

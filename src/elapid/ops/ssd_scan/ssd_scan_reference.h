@@ -25,6 +25,7 @@ struct SsdScanInputs {
   int64_t groups = 1;
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();
   std::vector<int64_t> resumed;  // tokens at which another call takes over the state: chunks begin anew
+  bool bf16_state = false;       // final states are rounded to bf16
   bool bf16 = false;             // operands of products may be rounded to bf16, where subnormals count as zero
 };
 
@@ -119,7 +120,8 @@ inline SsdScanExpected ssd_scan(const SsdScanInputs& in, const Sequences& sequen
         const Element& e = state[static_cast<size_t>(i)];
         const int64_t row = kept * head_dim + i / d_state, column = i % d_state;
         out.state.value(row, column) = e.value;
-        out.state.tolerance(row, column) = kRounding * e.error + kUnderflow * (4 * e.history + 4);
+        const double tolerance = kRounding * e.error + kUnderflow * (4 * e.history + 4);
+        out.state.tolerance(row, column) = in.bf16_state ? in_bf16(e.value, tolerance) : tolerance;
       }
     }
   }
