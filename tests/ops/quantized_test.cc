@@ -19,7 +19,12 @@ struct Case {
   Range range = kMixed;
   bool strided = false, bias = false, add = false;
   float alpha = 1;
-  bool tiles = false;  // at AMX level with many rows, where weights are rounded to bf16; else everywhere but there
+  bool amx = false;  // at AMX level, where weights or inputs are rounded further; else everywhere but there
+
+  // A group's inputs become 16-bit integers, for few rows.
+  [[nodiscard]] bool integers() const { return amx && rows <= (packing == Packing::int8 ? 8 : 3); }
+  // Weights are rounded to bf16, for more of them.
+  [[nodiscard]] bool tiles() const { return amx && !integers(); }
 };
 
 Param quantized(Workbench& bench, const Tensor& rows, Packing packing) {
@@ -36,6 +41,33 @@ reference::Matrix weights_of(const Param& weight) {
   return m;
 }
 
+// Adds what rounding to 16-bit integers may do: half a step of a group's largest input for each of its inputs and, in
+// int4, of the largest level for each weight; there the product of two low bytes (below 255 · 128 of 32512²) is
+// missing. These are independent: see reference::roundings().
+void add_integer_error(const reference::MatmulInputs& in, const Param& weight, reference::Expected& y) {
+  constexpr double kStep = 0.5 / 32512, kMissing = 255.0 * 128 / (32512.0 * 32512);
+  for (int64_t r = 0; r < in.x.rows; ++r) {
+    for (int64_t o = 0; o < in.weight.rows; ++o) {
+      double sum = 0, squares = 0;
+      for (int64_t g = 0; g < in.x.cols; g += kQuantGroup) {
+        const int64_t end = std::min(in.x.cols, g + kQuantGroup);
+        double most = 0, scale = 0;
+        for (int64_t k = g; k < end; ++k) {
+          most = std::max(most, std::abs(in.x(r, k)));
+          scale = std::max(scale, std::abs(in.weight(o, k)));  // some weight of a group of int4 has the largest code
+        }
+        for (int64_t k = g; k < end; ++k) {
+          double error = kStep * most * std::abs(in.weight(o, k));
+          if (weight.packing == Packing::int4) error += scale * (kStep * std::abs(in.x(r, k)) + kMissing * most);
+          sum += error;
+          squares += error * error;
+        }
+      }
+      y.tolerance(r, o) += std::abs(in.alpha) * std::min(sum, 4 * std::sqrt(squares));
+    }
+  }
+}
+
 Operation make(Workbench& bench, const Case& c) {
   const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided);
   const Param weight = quantized(bench, bench.tensor({c.out, c.in}, c.range, DType::bf16, Alignment::none), c.packing);
@@ -45,42 +77,84 @@ Operation make(Workbench& bench, const Case& c) {
   if (c.add) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided);
   const reference::Matrix weights = weights_of(weight);
   const reference::MatmulInputs in{rounded_to_bf16(reference::matrix_of(x)),
-                                   c.tiles ? rounded_to_bf16(weights) : weights, reference::matrix_of(epilogue.bias),
+                                   c.tiles() ? rounded_to_bf16(weights) : weights, reference::matrix_of(epilogue.bias),
                                    reference::matrix_of(epilogue.add), static_cast<double>(c.alpha)};
   Operation operation{[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; },
                       {reference::matmul(in)}};
+  if (c.integers()) add_integer_error(in, weight, operation.expected.front());
   operation.tiled = true;
-  operation.runs_at = [tiles = c.tiles](Isa isa) { return tiles == (isa == Isa::amx); };
+  operation.runs_at = [amx = c.amx](Isa isa) { return amx == (isa == Isa::amx); };
   return operation;
 }
 
 std::string describe(const Case& c) {
   return concat(c.rows, " x ", c.in, " -> ", c.out, c.packing == Packing::int8 ? " int8" : " int4",
                 c.range.low < 0 ? " mixed" : " positive", c.strided ? " strided" : "", c.bias ? " bias" : "",
-                c.add ? " add" : "", " alpha ", c.alpha, c.tiles ? " in tiles" : "");
+                c.add ? " add" : "", " alpha ", c.alpha,
+                c.integers() ? " in integers"
+                : c.tiles()  ? " in tiles"
+                             : "");
 }
 
-Op<Case> op(bool tiles) {
-  Op<Case> op{tiles ? "quantized_matmul in tiles" : "quantized_matmul", {}, describe, make};
+enum class Form { floats, tiles, integers };
+
+Op<Case> op(Form form) {
+  const char* names[] = {"quantized_matmul", "quantized_matmul in tiles", "quantized_matmul in integers"};
+  Op<Case> op{names[static_cast<int>(form)], {}, describe, make};
+  const auto add = [&](const Case& c) {
+    if (c.amx == (form != Form::floats) && c.integers() == (form == Form::integers)) op.cases.push_back(c);
+  };
+  const bool amx = form != Form::floats;
   const int64_t depths[] = {64, 257, 33, 300, 1, 128, 7}, widths[] = {48, 130, 33, 16, 257, 1, 15};
   size_t i = 0;
   for (const int64_t rows : {0, 1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 32, 33, 70}) {
-    if (tiles && rows <= 4) continue;
     for (const Packing packing : {Packing::int8, Packing::int4}) {
       for (int j = 0; j < 3; ++j, ++i) {
-        op.cases.push_back({rows, depths[i % 7], widths[i / 2 % 7], packing, i % 2 == 0 ? kMixed : kPositive,
-                            i % 3 == 0, i % 4 < 2, i % 5 < 2, i % 2 == 0 ? 1.0f : -0.75f, tiles});
+        add({rows, depths[i % 7], widths[i / 2 % 7], packing, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0, i % 4 < 2,
+             i % 5 < 2, i % 2 == 0 ? 1.0f : -0.75f, amx});
       }
     }
   }
-  op.cases.push_back({6, 1100, 300, Packing::int4, kPositive, false, false, false, 1, tiles});
+  for (const int64_t rows : {1, 2, 6}) {
+    for (const Packing packing : {Packing::int8, Packing::int4}) {
+      add({rows, 1100, 300, packing, kPositive, false, false, false, 1, amx});
+    }
+  }
   return op;
 }
 
-TEST(Quantized, Forward) { check_forward(op(false)); }
+TEST(Quantized, Forward) { check_forward(op(Form::floats)); }
 TEST(Quantized, ForwardInTiles) {
   if (available_isas().back() != Isa::amx) GTEST_SKIP() << "this machine has no AMX";
-  check_forward(op(true));
+  check_forward(op(Form::tiles));
+}
+TEST(Quantized, ForwardInIntegers) {
+  if (available_isas().back() != Isa::amx) GTEST_SKIP() << "this machine has no AMX";
+  check_forward(op(Form::integers));
+}
+
+TEST(Quantized, WhatIsNotFiniteShowsInItsRow) {
+  for (const Packing packing : {Packing::int8, Packing::int4}) {
+    Workbench bench(11);
+    const Tensor x = bench.tensor({3, 100}, kMixed);
+    const Param weight = quantized(bench, bench.tensor({33, 100}, kPositive, DType::bf16, Alignment::none), packing);
+    x.row<float>(0)[70] = __builtin_nanf("");
+    x.row<float>(1)[3] = -__builtin_inff();
+    for (int64_t k = 0; k < 100; ++k) x.row<float>(2)[k] *= 1e-33f;
+    bench.snapshot();
+    for_each_isa([&](Isa isa) {
+      SCOPED_TRACE(name_of(isa));
+      Lab lab;
+      Context ctx = lab.ctx();
+      const Tensor y = matmul(ctx, x, weight);
+      for (int64_t o = 0; o < 33; ++o) {
+        EXPECT_TRUE(std::isnan(y.row<float>(0)[o]));
+        EXPECT_EQ(y.row<float>(1)[o], -__builtin_inff());
+        EXPECT_GT(std::abs(y.row<float>(2)[o]), 0);
+        EXPECT_LT(std::abs(y.row<float>(2)[o]), 1e-30f);
+      }
+    });
+  }
 }
 
 // A weight is off by at most half a step: of 1/127 of the group's largest, or between neighbouring levels. A scale

@@ -5,11 +5,16 @@ namespace elapid {
 
 void run(Cpu cpu, const ReadMemory& a) {
   const float* memory = a.memory.ptr<float>();
-  // 1 MiB a task; four streams hide the latency of the additions.
+  // 1 MiB a task, in four streams that are asked for ahead: one after another, a core draws less.
   parallel_for(cpu.threads, a.memory.size(), int64_t{1} << 18, [&](int64_t begin, int64_t end, int worker) {
     F32 total[4] = {zero(), zero(), zero(), zero()};
-    for (int64_t i = begin; i + 4 * kLanes <= end; i += 4 * kLanes) {
-      static_for<4>([&](auto j) ELAPID_LAMBDA { total[j] = total[j] + load(memory + i + j * kLanes); });
+    const int64_t stream = (end - begin) / 4;
+    for (int64_t i = begin; i + kLanes <= begin + stream; i += kLanes) {
+      static_for<4>([&](auto j) ELAPID_LAMBDA {
+        const float* at = memory + i + j * stream;
+        __builtin_prefetch(at + 1024);
+        total[j] = total[j] + load(at);
+      });
     }
     a.sums.ptr<float>()[worker] = sum((total[0] + total[1]) + (total[2] + total[3]));
   });

@@ -1,5 +1,6 @@
 #include "elapid/core/parallel_walk.h"
 #include "elapid/cpu/amx.h"
+#include "elapid/ops/matmul/few_rows_amx.h"
 #include "elapid/ops/matmul/grouped_matmul.h"
 #include "elapid/ops/matmul/matmul_cpu.h"
 #include "elapid/ops/matmul/quantized.h"
@@ -13,8 +14,9 @@ namespace {
 
 static_assert(kAmxDepth == kPackDepth && kAmxRows == kPackBlock);
 
-// So many rows go one register tile high at AVX-512: what bounds them is the memory that the weights come from.
-constexpr int64_t kFewRows = 4;
+// So many rows are multiplied without tiles: what bounds them is the memory that the weights come from. Decoding int4
+// weights takes more, which tiles do once for all rows.
+constexpr int kFewRows = 4, kFewRowsInt8 = 8, kFewRowsInt4 = 3;
 
 // Bytes of x that a task takes: they stay in L2 while weights pass, two blocks a task.
 constexpr int64_t kTaskInput = int64_t{1} << 20;
@@ -199,7 +201,20 @@ struct Decoded {
 }  // namespace
 
 void run(Amx cpu, const MatmulForward& a) {
-  if (!a.rounded || a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
+  if (!a.rounded) return run(Avx512{cpu.threads}, a);
+  if (a.x.rows() <= kFewRows) {
+    const int64_t depth = packed_depth(a.x.cols()), blocks = packed_blocks(a.y.cols());
+    auto* x = static_cast<BFloat16*>(a.rounded.data);
+    round_pairs(a.x, depth, x);
+    return parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
+      with_rows<kFewRows>(a.x.rows(), [&](auto rows) ELAPID_LAMBDA {
+        by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams),
+                            [&](auto count, int64_t block) ELAPID_LAMBDA {
+                              pairs<decltype(rows)::value, decltype(count)::value>(a, x, depth, block);
+                            });
+      });
+    });
+  }
   const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
   const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
   const Stored weights{a.weight.ptr<BFloat16>(), x.depth, packed_blocks(a.y.cols())};
@@ -249,8 +264,28 @@ ELAPID_INLINE void few_rows(const QuantizedMatmulForward& a, const Input& x, int
   });
 }
 
+template <class Codes, int most>
+void few_rows_in_integers(Amx cpu, const QuantizedMatmulForward& a, const IntegerGroup* x) {
+  const int64_t blocks = packed_blocks(a.y.cols());
+  parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
+    with_rows<most>(a.x.rows(), [&](auto rows) ELAPID_LAMBDA {
+      // Sums of two bytes for each row and block, and the codes, in 32 registers.
+      constexpr int kRows = decltype(rows)::value, kBlocks = kRows <= 2 ? kStreams : kRows <= 4 ? 2 : 1;
+      by_blocks<kBlocks>(i * kStreams, smaller(blocks, (i + 1) * kStreams),
+                         [&](auto count, int64_t block)
+                             ELAPID_LAMBDA { integers<kRows, decltype(count)::value, Codes>(a, x, block); });
+    });
+  });
+}
+
 void run(Amx cpu, const QuantizedMatmulForward& a) {
-  if (a.x.rows() <= kFewRows) return run(Avx512{cpu.threads}, a);
+  const bool int8 = a.packing == Packing::int8;
+  if (a.x.rows() <= (int8 ? kFewRowsInt8 : kFewRowsInt4)) {
+    auto* x = static_cast<IntegerGroup*>(a.rounded.data);
+    if (!to_integers(a.x, a.packing, x)) return run(Avx512{cpu.threads}, a);
+    return int8 ? few_rows_in_integers<Int8Codes, kFewRowsInt8>(cpu, a, x)
+                : few_rows_in_integers<Int4Codes, kFewRowsInt4>(cpu, a, x);
+  }
   const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
   const int64_t blocks = packed_blocks(a.y.cols());
   if (a.x.rows() <= kAmxRows) {

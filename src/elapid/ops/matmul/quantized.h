@@ -69,8 +69,9 @@ Tensor pack_quantized(ThreadPool& threads, std::span<const Tensor> parts, Packin
 // Output `out`'s weight for input `in`, as packed.
 float quantized_weight(const Param& weight, int64_t out, int64_t in);
 
-// Products with quantized weights. x is rounded to bf16; sums are float32. Many rows at AMX level also round the
-// weights to bf16.
+// Products with quantized weights. x is rounded to bf16; sums are float32. At AMX level many rows also round the
+// weights to bf16; few rows (see few_rows_amx.h) round the inputs of a group to 2⁻¹⁶ of its largest and int4's levels
+// to 2⁻¹⁶, and sum up a group exactly.
 struct QuantizedMatmulForward {
   Tensor x, weight, bias, add, y;
   float alpha;

@@ -1,0 +1,238 @@
+#pragma once
+
+// Products of the few rows of a decode step, which stream their weights from memory: as few instructions a byte as
+// there are, and four streams of weights a core, which draw more of the memory's bandwidth than one.
+//
+// bf16 weights meet pairs of x in VDPBF16PS. Quantized ones stay integers: a group's x becomes 16-bit integers, scaled
+// by its largest, in two bytes each that VPDPBUSD multiplies by codes; sums of a group are exact. Only *_amx.cc files
+// include this header; all of it has internal linkage.
+
+#include "elapid/cpu/simd.h"
+#include "elapid/ops/matmul/matmul_cpu.h"
+#include "elapid/ops/matmul/quantized.h"
+
+namespace elapid {
+namespace {
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Blocks, each a stream of its own, that a core takes at a time.
+constexpr int kStreams = 4;
+
+// Bytes ahead in each stream.
+constexpr int64_t kStreamAhead = 4096;
+
+ELAPID_INLINE int32_t four_bytes_at(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// f(Constant blocks, block) for blocks [begin, end): the most at a time, then one by one.
+template <int most, class F>
+ELAPID_INLINE void by_blocks(int64_t begin, int64_t end, const F& f) {
+  for (; begin + most <= end; begin += most) f(Constant<most>{}, begin);
+  if constexpr (most > 1) {
+    for (; begin < end; ++begin) f(Constant<1>{}, begin);
+  }
+}
+
+// f(Constant rows), rows = 1 … most.
+template <int most, class F>
+ELAPID_INLINE void with_rows(int64_t rows, const F& f) {
+  static_for<most>([&](auto r) ELAPID_LAMBDA {
+    if (rows == r + 1) f(Constant<decltype(r)::value + 1>{});
+  });
+}
+
+// x in bf16, [row][depth]; zero beyond its columns.
+void round_pairs(const Tensor& x, int64_t depth, BFloat16* to) {
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    for (int64_t c = 0; c < depth; c += 2 * kLanes, to += 2 * kLanes) {
+      const auto floats = [&](int64_t at) ELAPID_LAMBDA {
+        return load(x.row<float>(r) + at, at < x.cols() ? x.cols() - at : 0).v[0];
+      };
+      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(floats(c + kLanes), floats(c))));
+    }
+  }
+}
+
+template <int rows, int blocks>
+ELAPID_INLINE void pairs(const MatmulForward& a, const BFloat16* x, int64_t depth, int64_t block) {
+  const char* w = reinterpret_cast<const char*>(a.weight.ptr<BFloat16>() + block * kPackBlock * depth);
+  const int64_t stream = kPackBlock * depth * size_of(DType::bf16);
+  __m512 sums[rows][blocks];
+  static_for<rows>([&](auto r) ELAPID_LAMBDA {
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA { sums[r][b] = _mm512_setzero_ps(); });
+  });
+  for (int64_t k = 0; k < depth; k += 2, w += 64) {
+    __m512bh weights[blocks];
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+      _mm_prefetch(w + b * stream + kStreamAhead, _MM_HINT_T0);
+      weights[b] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + b * stream));
+    });
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      const auto xk = reinterpret_cast<__m512bh>(_mm512_set1_epi32(four_bytes_at(x + r * depth + k)));
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA { sums[r][b] = _mm512_dpbf16_ps(sums[r][b], weights[b], xk); });
+    });
+  }
+  static_for<rows>([&](auto r) ELAPID_LAMBDA {
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA { finish_row(a, r, block + b, {sums[r][b]}); });
+  });
+}
+
+// A group of x in 16-bit integers X = 256 · high + low, x ≈ scale · X.
+struct alignas(64) IntegerGroup {
+  int8_t high[kQuantGroup], low[kQuantGroup];  // in the order of codes: see to_integers()
+  float scale;
+  int32_t offset;  // −128 · Σ X: codes are multiplied with 128 added to them
+};
+
+// Such that no sum of a group leaves 32 bits, and high and low eight.
+constexpr float kLargestInteger = 127 * 256;
+
+// Of every row and group; false when some group's numbers have no such form: not finite, or nearly zero.
+bool to_integers(const Tensor& x, Packing packing, IntegerGroup* to) {
+  constexpr float kSmallest = 0x1p-100f;
+  // int4: the eight inputs of a word, those in its bytes' low halves first.
+  const __m128i order = packing == Packing::int8 ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+                                                 : _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    for (int64_t g = 0; g < x.cols(); g += kQuantGroup, ++to) {
+      F32 values[4];
+      F32 largest = zero();
+      bool finite = true;
+      static_for<4>([&](auto i) ELAPID_LAMBDA {
+        const int64_t at = g + i * kLanes, n = x.cols() - at;
+        values[i] = round_to_bf16(load(x.row<float>(r) + at, n > 0 ? n : 0));
+        const __m512 size = _mm512_abs_ps(values[i].v[0]);
+        finite &= _mm512_cmp_ps_mask(size, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ) == 0;
+        largest.v[0] = _mm512_max_ps(largest.v[0], size);
+      });
+      const float most = _mm512_reduce_max_ps(largest.v[0]);
+      if (!finite || (most > 0 && most < kSmallest)) return false;
+      const __m512 factor = _mm512_set1_ps(most > 0 ? kLargestInteger / most : 0.0f);
+      __m512i total = _mm512_setzero_si512();
+      static_for<4>([&](auto i) ELAPID_LAMBDA {
+        const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(values[i].v[0], factor));
+        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(integers, _mm512_set1_epi32(128)), 8);
+        const __m512i low = _mm512_sub_epi32(integers, _mm512_slli_epi32(high, 8));
+        total = _mm512_add_epi32(total, integers);
+        const auto put = [&](int8_t* at, __m512i v) ELAPID_LAMBDA {
+          _mm_store_si128(reinterpret_cast<__m128i*>(at + i * kLanes),
+                          _mm_shuffle_epi8(_mm512_cvtepi32_epi8(v), order));
+        };
+        put(to->high, high);
+        put(to->low, low);
+      });
+      to->scale = most / kLargestInteger;
+      to->offset = -128 * _mm512_reduce_add_epi32(total);
+    }
+  }
+  return true;
+}
+
+// Four bytes of x in all lanes.
+ELAPID_INLINE __m512i spread_bytes(const int8_t* p) { return _mm512_set1_epi32(four_bytes_at(p)); }
+
+// Codes + 128 as bytes; scale · code is the weight.
+struct Int8Codes {
+  static constexpr Packing packing = Packing::int8;
+  static constexpr float unit = 1;
+
+  ELAPID_INLINE static __m512i biased(__m512i codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+  template <int rows>
+  ELAPID_INLINE static void multiply(const char* word, const IntegerGroup* const (&x)[rows], int64_t i,
+                                     __m512i (&high)[rows], __m512i (&low)[rows]) {
+    const __m512i w = biased(_mm512_loadu_si512(word));
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      high[r] = _mm512_dpbusd_epi32(high[r], w, spread_bytes(x[r]->high + i * 4));
+      low[r] = _mm512_dpbusd_epi32(low[r], w, spread_bytes(x[r]->low + i * 4));
+    });
+  }
+};
+
+// Levels as 16-bit integers, kNormalFloat4 · 32512 = 256 · high + low, low from 0 to 255.
+struct Int4Levels {
+  alignas(16) uint8_t high[16], low[16];  // high + 128
+};
+constexpr Int4Levels int4_levels() {
+  Int4Levels l{};
+  for (int i = 0; i < 16; ++i) {
+    const float exact = kNormalFloat4[i] * kLargestInteger;
+    const int level = static_cast<int>(exact + (exact < 0 ? -0.5f : 0.5f)) + 128 * 256;
+    l.high[i] = static_cast<uint8_t>(level / 256);
+    l.low[i] = static_cast<uint8_t>(level % 256);
+  }
+  return l;
+}
+constexpr Int4Levels kInt4Levels = int4_levels();
+
+// Of the four products of bytes the one of both low ones is left out: less than the last bit of x.
+struct Int4Codes {
+  static constexpr Packing packing = Packing::int4;
+  static constexpr float unit = 1 / 127.0f;
+
+  ELAPID_INLINE static __m512i look_up(const uint8_t (&table)[16], __m512i codes) {
+    const __m128i once = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(once), codes);
+  }
+  template <int rows>
+  ELAPID_INLINE static void multiply(const char* word, const IntegerGroup* const (&x)[rows], int64_t i,
+                                     __m512i (&high)[rows], __m512i (&low)[rows]) {
+    const __m512i words = _mm512_loadu_si512(word), mask = _mm512_set1_epi8(15);
+    static_for<2>([&](auto half) ELAPID_LAMBDA {
+      const __m512i codes = _mm512_and_si512(half == 0 ? words : _mm512_srli_epi32(words, 4), mask);
+      const __m512i w_high = look_up(kInt4Levels.high, codes), w_low = look_up(kInt4Levels.low, codes);
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        const __m512i x_high = spread_bytes(x[r]->high + i * 8 + half * 4);
+        high[r] = _mm512_dpbusd_epi32(high[r], w_high, x_high);
+        low[r] = _mm512_dpbusd_epi32(low[r], w_high, spread_bytes(x[r]->low + i * 8 + half * 4));
+        low[r] = _mm512_dpbusd_epi32(low[r], w_low, x_high);
+      });
+    });
+  }
+};
+
+template <int rows, int blocks, class Codes>
+ELAPID_INLINE void integers(const QuantizedMatmulForward& a, const IntegerGroup* x, int64_t block) {
+  constexpr int64_t kGroupBytes = quant_group_bytes(Codes::packing), kScales = kPackBlock * 4;
+  const int64_t groups = quant_groups(a.weight.cols()), stream = groups * kGroupBytes;
+  const char* w = static_cast<const char*>(a.weight.data) + block * stream;
+  __m512 sums[rows][blocks];
+  static_for<rows>([&](auto r) ELAPID_LAMBDA {
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA { sums[r][b] = _mm512_setzero_ps(); });
+  });
+  for (int64_t g = 0; g < groups; ++g, w += kGroupBytes) {
+    const IntegerGroup* group[rows];
+    __m512i high[blocks][rows], low[blocks][rows];
+    static_for<rows>([&](auto r) ELAPID_LAMBDA {
+      group[r] = x + r * groups + g;
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+        high[b][r] = _mm512_setzero_si512();
+        low[b][r] = _mm512_set1_epi32(group[r]->offset);
+      });
+    });
+    for (int64_t at = kScales; at < kGroupBytes; at += 64) {
+      static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+        _mm_prefetch(w + b * stream + at + kStreamAhead, _MM_HINT_T0);
+        Codes::template multiply<rows>(w + b * stream + at, group, (at - kScales) / 64, high[b], low[b]);
+      });
+    }
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA {
+      _mm_prefetch(w + b * stream + kStreamAhead, _MM_HINT_T0);
+      const __m512 scale = _mm512_loadu_ps(w + b * stream);
+      static_for<rows>([&](auto r) ELAPID_LAMBDA {
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[b][r], 8), low[b][r]));
+        sums[r][b] =
+            _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), _mm512_set1_ps(group[r]->scale * Codes::unit), sums[r][b]);
+      });
+    });
+  }
+  static_for<rows>([&](auto r) ELAPID_LAMBDA {
+    static_for<blocks>([&](auto b) ELAPID_LAMBDA { finish_row(a, r, block + b, {sums[r][b]}); });
+  });
+}
+
+}  // namespace
+}  // namespace elapid
