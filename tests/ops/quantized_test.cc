@@ -22,7 +22,7 @@ struct Case {
   bool amx = false;  // at AMX level, where weights or inputs are rounded further; else everywhere but there
 
   // A group's inputs become 16-bit integers, for few rows.
-  [[nodiscard]] bool integers() const { return amx && rows <= (packing == Packing::int8 ? 8 : 3); }
+  [[nodiscard]] bool integers() const { return amx && rows <= 16; }
   // Weights are rounded to bf16, for more of them.
   [[nodiscard]] bool tiles() const { return amx && !integers(); }
 };

@@ -10,15 +10,17 @@ namespace {
 // The compiler does not know that the intrinsics of tiles read memory: what was written before them must be there.
 ELAPID_INLINE void settle_memory() { asm volatile("" ::: "memory"); }
 
-// Sixteen rows of 64 bytes for all eight tiles, on this thread, while it lives.
+// Rows of 64 bytes for all eight tiles, on this thread, while it lives: sixteen, or `few` in tiles 0 … 5, which leaves
+// 6 and 7 to the columns of products of so few rows.
 class Tiles {
  public:
-  Tiles() {
+  explicit Tiles(int64_t few = 16) {
+    const auto n = static_cast<uint8_t>(few);
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
+      uint8_t rows[16];
+    } config{.rows = {n, n, n, n, n, n, 16, 16}};
     asm volatile("" ::"m"(config));  // all of it, where the intrinsic admits to eight bytes
     _tile_loadconfig(&config);
   }

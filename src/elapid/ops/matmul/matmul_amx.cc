@@ -14,9 +14,8 @@ namespace {
 
 static_assert(kAmxDepth == kPackDepth && kAmxRows == kPackBlock);
 
-// So many rows are multiplied without tiles: what bounds them is the memory that the weights come from. Decoding int4
-// weights takes more, which tiles do once for all rows.
-constexpr int kFewRows = 4, kFewRowsInt8 = 8, kFewRowsInt4 = 3;
+// So many rows are multiplied without tiles: what bounds them is the memory that the weights come from.
+constexpr int kFewRows = 4, kFewRowsInIntegers = 2;
 
 // Bytes of x that a task takes: they stay in L2 while weights pass, two blocks a task.
 constexpr int64_t kTaskInput = int64_t{1} << 20;
@@ -216,6 +215,15 @@ void run(Amx cpu, const MatmulForward& a) {
     });
   }
   const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
+  if (a.x.rows() <= kAmxRows) {
+    const int64_t blocks = packed_blocks(a.y.cols());
+    return parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
+      const Tiles configured(a.x.rows());
+      by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams), [&](auto n, int64_t block) ELAPID_LAMBDA {
+        pair_tiles<decltype(n)::value>(a, x.data, x.depth, block);
+      });
+    });
+  }
   const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
   const Stored weights{a.weight.ptr<BFloat16>(), x.depth, packed_blocks(a.y.cols())};
   parallel_walk(cpu.threads, cut.tasks(), [&](int64_t i, int) { task(a, x, cut, i, weights); });
@@ -243,60 +251,33 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
       });
 }
 
-// One tile of rows × `blocks` blocks: what would be little to multiply by a whole panel meets its weights group by
-// group, while they are in L1.
-template <int blocks>
-ELAPID_INLINE void few_rows(const QuantizedMatmulForward& a, const Input& x, int64_t block) {
-  constexpr int64_t kGroup = kQuantGroup * kPackBlock;
-  const int64_t groups = quant_groups(a.weight.cols()), group_bytes = quant_group_bytes(a.packing);
-  alignas(64) BFloat16 weights[blocks * kGroup];
-  const char* codes = static_cast<const char*>(a.weight.data) + block * groups * group_bytes;
-  outputs<1, blocks>(a, 0, a.y.rows(), block, [&] ELAPID_LAMBDA {
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t b = 0; b < blocks; ++b) {
-        const char* ahead = codes + (b * groups + g) * group_bytes + 8192;
-        for (int64_t line = 0; line < group_bytes; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
-        decode(a, block + b, g, 1, weights + b * kGroup);
-      }
-      multiply_tiles<1, blocks>(x.data + g * kQuantGroup * kAmxRows, 0, weights, kGroup, kQuantGroup / kAmxDepth,
-                                [] {});
-    }
-  });
-}
-
-template <class Codes, int most>
-void few_rows_in_integers(Amx cpu, const QuantizedMatmulForward& a, const IntegerGroup* x) {
-  const int64_t blocks = packed_blocks(a.y.cols());
+// At most sixteen rows.
+template <class Codes>
+void few_rows(Amx cpu, const QuantizedMatmulForward& a, const IntegerRows& x) {
+  const int64_t blocks = packed_blocks(a.y.cols()), rows = a.y.rows();
+  const auto task = [&](int64_t i, const auto& each)
+                        ELAPID_LAMBDA { by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams), each); };
   parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
-    with_rows<most>(a.x.rows(), [&](auto rows) ELAPID_LAMBDA {
-      // Sums of two bytes for each row and block, and the codes, in 32 registers.
-      constexpr int kRows = decltype(rows)::value, kBlocks = kRows <= 2 ? kStreams : kRows <= 4 ? 2 : 1;
-      by_blocks<kBlocks>(i * kStreams, smaller(blocks, (i + 1) * kStreams),
-                         [&](auto count, int64_t block)
-                             ELAPID_LAMBDA { integers<kRows, decltype(count)::value, Codes>(a, x, block); });
+    if (rows > kFewRowsInIntegers) {
+      const Tiles configured(rows);
+      return task(i, [&](auto count, int64_t block)
+                         ELAPID_LAMBDA { integer_tiles<decltype(count)::value, Codes>(a, x, block); });
+    }
+    with_rows<kFewRowsInIntegers>(rows, [&](auto n) ELAPID_LAMBDA {
+      task(i, [&](auto count, int64_t block)
+                  ELAPID_LAMBDA { integers<decltype(n)::value, decltype(count)::value, Codes>(a, x, block); });
     });
   });
 }
 
 void run(Amx cpu, const QuantizedMatmulForward& a) {
-  const bool int8 = a.packing == Packing::int8;
-  if (a.x.rows() <= (int8 ? kFewRowsInt8 : kFewRowsInt4)) {
-    auto* x = static_cast<IntegerGroup*>(a.rounded.data);
-    if (!to_integers(a.x, a.packing, x)) return run(Avx512{cpu.threads}, a);
-    return int8 ? few_rows_in_integers<Int8Codes, kFewRowsInt8>(cpu, a, x)
-                : few_rows_in_integers<Int4Codes, kFewRowsInt4>(cpu, a, x);
-  }
-  const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
   const int64_t blocks = packed_blocks(a.y.cols());
   if (a.x.rows() <= kAmxRows) {
-    return parallel_walk(cpu.threads, (blocks + 3) / 4, [&](int64_t i, int) {
-      const Tiles configured;
-      const int64_t block = 4 * i, left = blocks - block;
-      if (left >= 4) return few_rows<4>(a, x, block);
-      if (left >= 2) few_rows<2>(a, x, block);
-      if (left % 2 == 1) few_rows<1>(a, x, blocks - 1);
-    });
+    const IntegerRows x(a.rounded, a.x.rows());
+    if (!to_integers(a.x, a.packing, x)) return run(Avx512{cpu.threads}, a);
+    return a.packing == Packing::int8 ? few_rows<Int8Codes>(cpu, a, x) : few_rows<Int4Codes>(cpu, a, x);
   }
+  const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);
   const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
   static_assert(kPanelBlocks == 2, "of more rows, a task takes two blocks");
   parallel_walk(cpu.threads, cut.tasks(), [&](int64_t i, int worker) {
