@@ -110,7 +110,6 @@ void run(const Options& o) {
   const OrderedJson json = {{"model", name},
                             {"device", "cpu"},
                             {"dtype", name_of(weights.precision)},
-                            {"state_dtype", name_of(o.run.state)},
                             {"threads", threads->size()},
                             {"batch", o.batch},
                             {"prompt", o.prompt},
@@ -126,13 +125,14 @@ void run(const Options& o) {
                             {"ceiling_tflops", tflops},
                             {"of_compute", of_compute}};
   if (o.json) return print_json(json);
-  print(concat(name, ": ", name_of(weights.precision), " arithmetic, ", threads->size(), " threads, ", o.batch,
-               " sequences, median of ", o.repeat, "\nprefill  ", format("%10.1f", prefill_rate), " tok/s  ",
-               format("%5.1f", of_compute * 100), "% of ", format("%.3f", tflops), " TFLOP/s   (", o.prompt,
-               " tokens a sequence)\ndecode   ", format("%10.1f", static_cast<double>(o.batch) / step), " tok/s  ",
-               format("%5.1f", of_bandwidth * 100), "% of ", format("%.1f", ceilings.read_gb_s), " GB/s      (", o.gen,
-               " steps, ", format("%.3f", step * 1e3), " ms each)\nload     ", format("%10.2f", load_seconds),
-               " s\npeak     ", format("%10.1f", peak), " MiB\n"));
+  print(concat(name, ": ", name_of(weights.precision), " arithmetic, states in ", name_of(o.run.state), ", ",
+               threads->size(), " threads, ", o.batch, " sequences, median of ", o.repeat, "\nprefill  ",
+               format("%10.1f", prefill_rate), " tok/s  ", format("%5.1f", of_compute * 100), "% of ",
+               format("%.3f", tflops), " TFLOP/s   (", o.prompt, " tokens a sequence)\ndecode   ",
+               format("%10.1f", static_cast<double>(o.batch) / step), " tok/s  ", format("%5.1f", of_bandwidth * 100),
+               "% of ", format("%.1f", ceilings.read_gb_s), " GB/s      (", o.gen, " steps, ",
+               format("%.3f", step * 1e3), " ms each)\nload     ", format("%10.2f", load_seconds), " s\npeak     ",
+               format("%10.1f", peak), " MiB\n"));
 }
 
 }  // namespace
