@@ -7,6 +7,8 @@
       loads each converted folder with transformers, in float64, and compares the logits
   check_transformers.py lambada --model DIR --data lambada_test.jsonl [--limit N]
       accuracy and perplexity by lm-evaluation-harness's definition of lambada_openai, in float32
+  check_transformers.py bf16 --elapid build/release/elapid --model DIR --text FILE [--tokens N]
+      how far bf16 logits are from float32 ones, both sides' own
 """
 
 import argparse
@@ -93,6 +95,39 @@ def lambada(options):
     print(json.dumps({"task": "lambada_openai", "n": len(texts), "acc": greedy / len(texts), "perplexity": math.exp(-total / len(texts))}))
 
 
+def bf16(options):
+    import tempfile
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_file(str(pathlib.Path(options.model) / "tokenizer.json"))
+    text = pathlib.Path(options.text).read_text(encoding="utf-8")[: 16 * options.tokens]
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False).ids[: options.tokens]])
+    sides = {"transformers": {}, "elapid": {}}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+        with torch.no_grad():
+            sides["transformers"][dtype] = model(ids, use_cache=False).logits.double()
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({"input_ids": ids}, f"{folder}/ids")
+        for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
+            subprocess.run([options.elapid, "forward", "--model", options.model, "--input", f"{folder}/ids", "--output",
+                            f"{folder}/{name}", "--dtype", name], check=True, capture_output=True)
+            sides["elapid"][dtype] = load_file(f"{folder}/{name}")["logits"].double()
+    off = {}
+    for name, logits in sides.items():
+        exact = logits[torch.float32]
+        difference = logits[torch.bfloat16] - exact
+        off[name] = (difference.pow(2).mean().sqrt().item(), difference.abs().max().item())
+        print(f"{name}: bf16 off from its float32 by {off[name][0]:.4g} (rms), {off[name][1]:.4g} (most), of logits up to "
+              f"{exact.abs().max().item():.4g}; float32 off from transformers' by "
+              f"{(exact - sides['transformers'][torch.float32]).abs().max().item():.3g}")
+    return 0 if off["elapid"][0] <= off["transformers"][0] and off["elapid"][1] <= off["transformers"][1] else 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -109,6 +144,12 @@ def main():
     one.add_argument("--data", required=True)
     one.add_argument("--limit", type=int, default=0)
     one.set_defaults(run=lambada)
+    one = commands.add_parser("bf16")
+    one.add_argument("--elapid", type=pathlib.Path, required=True)
+    one.add_argument("--model", required=True)
+    one.add_argument("--text", required=True)
+    one.add_argument("--tokens", type=int, default=1024)
+    one.set_defaults(run=bf16)
     options = parser.parse_args()
     return options.run(options)
 
