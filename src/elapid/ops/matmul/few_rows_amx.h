@@ -7,14 +7,13 @@
 // by its largest, in two bytes each that VPDPBUSD, or from some rows on a tile, multiplies by codes; sums of a group
 // are exact. Only *_amx.cc files include this header; all of it has internal linkage.
 
+#include "elapid/core/parallel_walk.h"
 #include "elapid/cpu/amx.h"
 #include "elapid/ops/matmul/matmul_cpu.h"
 #include "elapid/ops/matmul/quantized.h"
 
 namespace elapid {
 namespace {
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Blocks, each a stream of its own, that a core takes at a time.
 constexpr int kStreams = 4;
@@ -28,13 +27,16 @@ ELAPID_INLINE int32_t four_bytes_at(const void* p) {
   return word;
 }
 
-// f(Constant blocks, block) for blocks [begin, end): the most at a time, then one by one.
-template <int most, class F>
-ELAPID_INLINE void by_blocks(int64_t begin, int64_t end, const F& f) {
-  for (; begin + most <= end; begin += most) f(Constant<most>{}, begin);
-  if constexpr (most > 1) {
-    for (; begin < end; ++begin) f(Constant<1>{}, begin);
-  }
+// f(Constant n, block) covers all blocks with n = kStreams of them at a time, the last few one by one, on all threads;
+// begin() is what holds while a thread is at it, such as Tiles.
+template <class Begin, class F>
+ELAPID_INLINE void walk_blocks(Amx cpu, int64_t blocks, const Begin& begin, const F& f) {
+  parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
+    [[maybe_unused]] const auto holds = begin();
+    const int64_t first = i * kStreams, left = blocks - first;
+    if (left >= kStreams) return f(Constant<kStreams>{}, first);
+    for (int64_t b = 0; b < left; ++b) f(Constant<1>{}, first + b);
+  });
 }
 
 // f(Constant rows), rows = 1 … most.

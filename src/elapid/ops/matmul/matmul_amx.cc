@@ -201,31 +201,25 @@ struct Decoded {
 
 void run(Amx cpu, const MatmulForward& a) {
   if (!a.rounded) return run(Avx512{cpu.threads}, a);
-  if (a.x.rows() <= kFewRows) {
-    const int64_t depth = packed_depth(a.x.cols()), blocks = packed_blocks(a.y.cols());
+  const int64_t rows = a.x.rows(), depth = packed_depth(a.x.cols()), blocks = packed_blocks(a.y.cols());
+  if (rows <= kFewRows) {
     auto* x = static_cast<BFloat16*>(a.rounded.data);
     round_pairs(a.x, depth, x);
-    return parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
-      with_rows<kFewRows>(a.x.rows(), [&](auto rows) ELAPID_LAMBDA {
-        by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams),
-                            [&](auto count, int64_t block) ELAPID_LAMBDA {
-                              pairs<decltype(rows)::value, decltype(count)::value>(a, x, depth, block);
-                            });
-      });
+    return with_rows<kFewRows>(rows, [&](auto n) {
+      walk_blocks(
+          cpu, blocks, [] { return 0; },
+          [&](auto count, int64_t block)
+              ELAPID_LAMBDA { pairs<decltype(n)::value, decltype(count)::value>(a, x, depth, block); });
     });
   }
-  const Input x = rounded(cpu, a.x, packed_depth(a.x.cols()), a.rounded);
-  if (a.x.rows() <= kAmxRows) {
-    const int64_t blocks = packed_blocks(a.y.cols());
-    return parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
-      const Tiles configured(a.x.rows());
-      by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams), [&](auto n, int64_t block) ELAPID_LAMBDA {
-        pair_tiles<decltype(n)::value>(a, x.data, x.depth, block);
-      });
-    });
+  const Input x = rounded(cpu, a.x, depth, a.rounded);
+  if (rows <= kAmxRows) {
+    return walk_blocks(
+        cpu, blocks, [&] { return Tiles(rows); },
+        [&](auto count, int64_t block) ELAPID_LAMBDA { pair_tiles<decltype(count)::value>(a, x.data, depth, block); });
   }
-  const Cut cut = cut_of(a.x.rows(), x.depth, a.y.cols());
-  const Stored weights{a.weight.ptr<BFloat16>(), x.depth, packed_blocks(a.y.cols())};
+  const Cut cut = cut_of(rows, depth, a.y.cols());
+  const Stored weights{a.weight.ptr<BFloat16>(), depth, blocks};
   parallel_walk(cpu.threads, cut.tasks(), [&](int64_t i, int) { task(a, x, cut, i, weights); });
 }
 
@@ -255,18 +249,16 @@ void run(Amx cpu, const GroupedMatmulForward& a) {
 template <class Codes>
 void few_rows(Amx cpu, const QuantizedMatmulForward& a, const IntegerRows& x) {
   const int64_t blocks = packed_blocks(a.y.cols()), rows = a.y.rows();
-  const auto task = [&](int64_t i, const auto& each)
-                        ELAPID_LAMBDA { by_blocks<kStreams>(i * kStreams, smaller(blocks, (i + 1) * kStreams), each); };
-  parallel_walk(cpu.threads, (blocks + kStreams - 1) / kStreams, [&](int64_t i, int) {
-    if (rows > kFewRowsInIntegers) {
-      const Tiles configured(rows);
-      return task(i, [&](auto count, int64_t block)
-                         ELAPID_LAMBDA { integer_tiles<decltype(count)::value, Codes>(a, x, block); });
-    }
-    with_rows<kFewRowsInIntegers>(rows, [&](auto n) ELAPID_LAMBDA {
-      task(i, [&](auto count, int64_t block)
-                  ELAPID_LAMBDA { integers<decltype(n)::value, decltype(count)::value, Codes>(a, x, block); });
-    });
+  if (rows > kFewRowsInIntegers) {
+    return walk_blocks(
+        cpu, blocks, [&] { return Tiles(rows); },
+        [&](auto count, int64_t block) ELAPID_LAMBDA { integer_tiles<decltype(count)::value, Codes>(a, x, block); });
+  }
+  with_rows<kFewRowsInIntegers>(rows, [&](auto n) {
+    walk_blocks(
+        cpu, blocks, [] { return 0; },
+        [&](auto count, int64_t block)
+            ELAPID_LAMBDA { integers<decltype(n)::value, decltype(count)::value, Codes>(a, x, block); });
   });
 }
 
