@@ -249,7 +249,7 @@ def options():
             fail(f"--types: must be of {', '.join(TYPES)}, got {kind}")
     if not o.elapid.exists():
         fail(f"--elapid: must name a built program, got {o.elapid}")
-    o.work = o.work.resolve()
+    o.work, o.elapid = o.work.resolve(), o.elapid.resolve()
     o.log = o.log or o.work / "logs" / time.strftime("%Y%m%d-%H%M%S.json")
     return o
 

@@ -151,6 +151,8 @@ def main():
     one.add_argument("--tokens", type=int, default=1024)
     one.set_defaults(run=bf16)
     options = parser.parse_args()
+    if "elapid" in options:
+        options.elapid = options.elapid.resolve()
     return options.run(options)
 
 
