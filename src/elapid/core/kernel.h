@@ -57,9 +57,10 @@ template <class Args>
 void dispatch(const Context& ctx, const Args& args) {
   if (ctx.device.type == DeviceType::cuda) {
     if constexpr (kWithCuda && requires(Cuda gpu) { run(gpu, args); }) {
-      return run(Cuda{nullptr}, args);
+      return run(Cuda{ctx.stream}, args);
     } else {
-      fail("launch: the device must have a kernel for every operator, got one that is not built for cuda");
+      fail(concat("launch: the device must have a kernel for every operator, got ", kernel_name(typeid(Args)),
+                  ", which is not built for cuda"));
     }
   }
   dispatch_on_cpu(ctx.threads, args);

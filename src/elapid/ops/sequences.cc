@@ -47,4 +47,10 @@ void check_past(std::string_view op, const Batch& batch) {
   }
 }
 
+BatchArrays arrays_of(const Context& ctx, const Batch& batch) {
+  if (batch.uploaded != nullptr) return *batch.uploaded;
+  return {upload_values(ctx, batch.tokens), upload_values(ctx, batch.offsets), upload_values(ctx, batch.slots),
+          upload_values(ctx, batch.outputs), upload_values(ctx, batch.past)};
+}
+
 }  // namespace elapid
