@@ -4,6 +4,7 @@
 // is guarded by `if constexpr`, so a CPU build neither references nor stubs it.
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,8 +44,9 @@ std::vector<CudaDevice> cuda_devices();
 std::string cuda_architectures();
 // Whether one of those runs on the compute capability `major`.`minor`.
 bool runs_on(int major, int minor);
-// Makes `index` the device that this thread's CUDA calls mean. An Error of one line when there is no such device, or no
-// code for it in this build.
+// An Error of one line when there is no such device, or no code for it in this build. Returns what it is.
+CudaDevice checked_cuda_device(int index);
+// Makes `index` the device that this thread's CUDA calls mean.
 void use_cuda_device(int index);
 struct DeviceMemory {
   int64_t free, total;  // bytes
@@ -77,6 +79,14 @@ void copy_rows_async(void* to, int64_t to_pitch, const void* from, int64_t from_
                      void* stream);
 void fill_async(void* to, int byte, int64_t bytes, void* stream);
 void synchronize(void* stream);
+
+// Copies within the memory of a device, in order with its stream; on the CPU at once.
+inline void copy_between(Device device, void* stream, void* to, const void* from, int64_t bytes) {
+  if constexpr (kWithCuda) {
+    if (on_cuda(device)) return copy_async(to, from, bytes, stream);
+  }
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
 
 // Owns the queue of work for one device; holds nothing for the CPU.
 class Stream {

@@ -98,7 +98,7 @@ bool runs_on(int major, int minor) {
   return false;
 }
 
-void use_cuda_device(int index) {
+CudaDevice checked_cuda_device(int index) {
   const std::vector<CudaDevice> devices = cuda_devices();
   require(!devices.empty(), "cuda: this machine must have a CUDA device and its driver, got none");
   require(index >= 0 && index < static_cast<int>(devices.size()), "cuda: the device must be 0 to ", devices.size() - 1,
@@ -106,8 +106,10 @@ void use_cuda_device(int index) {
   const CudaDevice& device = devices[static_cast<size_t>(index)];
   require(runs_on(device.major, device.minor), "cuda: this build must have code for device ", index, ", ", device.name,
           " (compute capability ", device.major, ".", device.minor, "), got ", cuda_architectures());
-  select(index);
+  return device;
 }
+
+void use_cuda_device(int index) { select(index); }
 
 DeviceMemory cuda_memory(int index) {
   select(index);

@@ -11,7 +11,7 @@ constexpr int64_t kBlock = int64_t{1} << 20, kAlignment = 64;
 
 }  // namespace
 
-HostRoom::~HostRoom() {
+void HostRoom::free_blocks() noexcept {
   for (const Block& block : blocks_) free_pinned(block.memory);
 }
 

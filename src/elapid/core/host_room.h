@@ -1,7 +1,8 @@
 #pragma once
 
-// HostRoom: pinned host memory for the small tables that a step's operators compute on the host and kernels read on
-// the device. A bump allocator: what was handed out stays where it is, with what was written to it, until reset().
+// HostRoom: pinned host memory for what the host writes and a device copies, or the other way round: the small
+// tables that a step's operators compute for kernels, logits, weights on their way. Of builds with CUDA. A bump
+// allocator: what was handed out stays where it is, with what was written to it, until reset().
 
 #include "elapid/core/device.h"
 #include "elapid/core/tensor.h"
@@ -13,7 +14,9 @@ namespace elapid {
 class HostRoom {
  public:
   HostRoom() = default;
-  ~HostRoom();
+  ~HostRoom() {
+    if constexpr (kWithCuda) free_blocks();
+  }
   HostRoom(HostRoom&& other) noexcept : blocks_(std::exchange(other.blocks_, {})) {
     std::swap(block_, other.block_);
     std::swap(used_, other.used_);
@@ -26,6 +29,7 @@ class HostRoom {
   void reset() { block_ = used_ = 0; }
 
  private:
+  void free_blocks() noexcept;
   struct Block {
     void* memory;
     int64_t bytes;

@@ -24,14 +24,35 @@ Tensor view(std::vector<T>& values) {
 }  // namespace
 
 Engine::Engine(const Model& model, ThreadPool& threads, const EngineOptions& options)
-    : model_(&model), threads_(&threads), options_(checked(options)), states_(model.state_spec(), options_.slots) {
+    : model_(&model),
+      threads_(&threads),
+      options_(checked(options)),
+      device_(model.device()),
+      activations_(on_cuda(device_) && model.weights().precision != Precision::f32 ? DType::bf16 : DType::f32),
+      stream_(device_),
+      arena_(Arena::kDefaultCapacity, device_),
+      states_(model.state_spec(), options_.slots, device_, stream_.handle()) {
+  if (on_cuda(device_)) host_arena_.emplace();
   slot_used_.assign(static_cast<size_t>(options_.slots), 0);
   // Even an absent array is a tensor with an address.
   outputs_.reserve(1);
 }
 
+Engine::~Engine() {
+  if constexpr (kWithCuda) {
+    // Memory goes when nothing uses it any more. An error has been, or will be, reported where somebody can catch it.
+    try {
+      if (on_cuda(device_)) synchronize(stream_.handle());
+    } catch (const Error&) {  // NOLINT: see above
+    }
+  }
+}
+
 void Engine::begin(std::span<const Input> inputs) {
   const int64_t vocab = model_->config().vocab, d_model = model_->config().d_model;
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) use_cuda_device(device_.index);  // whichever thread calls
+  }
   std::fill(slot_used_.begin(), slot_used_.end(), uint8_t{0});
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
@@ -90,9 +111,47 @@ Tensor Engine::given_embeddings(std::span<const Input> inputs) {
   for (size_t i = 0; i < pieces_.size(); ++i) {
     const Piece& piece = pieces_[i];
     const Tensor& from = inputs[static_cast<size_t>(piece.input)].embeddings;
-    std::copy_n(from.row<float>(piece.first), piece.count * d_model, all.row<float>(offsets_[i]));
+    copy_between(device_, stream_.handle(), all.row<float>(offsets_[i]), from.row<float>(piece.first),
+                 piece.count * d_model * size_of(DType::f32));
   }
   return all;
+}
+
+// Copies the batch's arrays to the device: all in one, at the same place in the arena when a step repeats.
+void Engine::upload(const Batch& batch) {
+  if constexpr (kWithCuda) {
+    constexpr int64_t kAlignment = 64;
+    const Tensor* from[] = {&batch.tokens, &batch.offsets, &batch.slots, &batch.outputs, &batch.past};
+    Tensor* to[] = {&uploaded_.tokens, &uploaded_.offsets, &uploaded_.slots, &uploaded_.outputs, &uploaded_.past};
+    const auto room = [](const Tensor& t) { return (t.bytes() + kAlignment) / kAlignment * kAlignment; };
+    int64_t bytes = 0;
+    for (const Tensor* t : from) bytes += room(*t);
+    const Tensor host = tables_.alloc({bytes}, DType::u8), device = arena_.alloc({bytes}, DType::u8);
+    int64_t at = 0;
+    for (size_t i = 0; i < std::size(from); ++i) {
+      if (from[i]->size() > 0) {
+        std::memcpy(host.ptr<uint8_t>() + at, from[i]->data, static_cast<size_t>(from[i]->bytes()));
+      }
+      *to[i] = Tensor(device.ptr<uint8_t>() + at, from[i]->dtype, from[i]->shape);
+      at += room(*from[i]);
+    }
+    copy_async(device.data, host.data, bytes, stream_.handle());
+  }
+}
+
+// What a visitor sees of a tensor: on a device, a copy in `room` that is good until the next one.
+Tensor Engine::on_host(const Tensor& t, HostRoom& room) {
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) {
+      room.reset();
+      const Tensor copy = room.alloc(t.shape, t.dtype);
+      const int64_t row = t.cols() * size_of(t.dtype);
+      copy_rows_async(copy.data, row, t.data, t.row_stride() * size_of(t.dtype), row, t.rows(), stream_.handle());
+      synchronize(stream_.handle());
+      return copy;
+    }
+  }
+  return t;
 }
 
 // The hidden states of the rows in outputs_, in the arena.
@@ -112,13 +171,23 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
     past_.push_back(input.slot == kNoSlot ? 0 : states_.length(input.slot));
     if (input.slot != kNoSlot) states_.extend(input.slot, piece.count);
   }
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) {
+      synchronize(stream_.handle());  // the tables of the last forward call were copied
+      tables_.reset();
+    }
+  }
   Context ctx = context();
-  const Batch batch{.tokens = view(tokens_),
-                    .embeddings = given_embeddings(inputs),
-                    .offsets = view(offsets_),
-                    .slots = view(slots_),
-                    .outputs = view(outputs_),
-                    .past = view(past_)};
+  Batch batch{.tokens = view(tokens_),
+              .embeddings = given_embeddings(inputs),
+              .offsets = view(offsets_),
+              .slots = view(slots_),
+              .outputs = view(outputs_),
+              .past = view(past_)};
+  if (on_cuda(device_)) {
+    upload(batch);
+    batch.uploaded = &uploaded_;
+  }
   const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
   for (size_t i = 0; i < pieces_.size(); ++i) {
     if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
@@ -129,7 +198,18 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
 Tensor Engine::last_logits(std::span<const Input> inputs) {
   begin(inputs);
   const int64_t vocab = model_->config().vocab;
-  logits_.resize(inputs.size() * static_cast<size_t>(vocab));
+  const Shape shape{static_cast<int64_t>(inputs.size()), vocab};
+  Tensor result;
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) {
+      pinned_logits_.reset();
+      result = pinned_logits_.alloc(shape, DType::f32);
+    }
+  }
+  if (!on_cuda(device_)) {
+    logits_.resize(static_cast<size_t>(shape.size()));
+    result = Tensor(logits_.data(), DType::f32, shape);
+  }
   while (next_pieces(inputs)) {
     const Arena::Scope scope(arena_);
     const auto ends_here = [&](const Piece& p) {
@@ -147,10 +227,15 @@ Tensor Engine::last_logits(std::span<const Input> inputs) {
     const Tensor logits = model_->logits(ctx, hidden);
     int64_t row = 0;
     for (const Piece& piece : pieces_) {
-      if (ends_here(piece)) std::copy_n(logits.row<float>(row++), vocab, logits_.data() + piece.input * vocab);
+      if (!ends_here(piece)) continue;
+      copy_between(device_, stream_.handle(), result.row<float>(piece.input), logits.row<float>(row++),
+                   vocab * size_of(DType::f32));
     }
   }
-  return {logits_.data(), DType::f32, {static_cast<int64_t>(inputs.size()), vocab}};
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) synchronize(stream_.handle());
+  }
+  return result;
 }
 
 void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, int64_t rows) {
@@ -158,7 +243,8 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
   begin(inputs);
   // Every row of the forward call, piece by piece, to an observer.
   const auto by_piece = [&](const auto& receive) {
-    return [&](int64_t layer, const Tensor& all) {
+    return [&](int64_t layer, const Tensor& computed) {
+      const Tensor all = on_host(computed, seen_);
       int64_t begin = 0;
       for (const Piece& p : pieces_) {
         receive(p, layer, all.slice(begin, begin + p.count));
@@ -171,7 +257,7 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
   if (visitor.router_logits) observer.router_logits = by_piece(visitor.router_logits);
   if (visitor.attentions) {
     observer.attentions = [&](int64_t layer, int64_t sequence, const Tensor& weights) {
-      visitor.attentions(pieces_[static_cast<size_t>(sequence)], layer, weights);
+      visitor.attentions(pieces_[static_cast<size_t>(sequence)], layer, on_host(weights, seen_));
     };
   }
   while (next_pieces(inputs)) {
@@ -186,17 +272,18 @@ void Engine::all_logits(std::span<const Input> inputs, const Visitor& visitor, i
       begin += p.count;
     }
     const Tensor hidden = run(inputs, &observer);
+    const Tensor seen_rows = on_host(hidden, seen_hidden_);
     const auto total = static_cast<int64_t>(outputs_.size());
     for (int64_t from = 0; from < total; from += rows) {
       const Arena::Scope block(arena_);
       const int64_t to = std::min(total, from + rows);
       Context ctx = context();
-      const Tensor logits = model_->logits(ctx, hidden.slice(from, to));
+      const Tensor logits = on_host(model_->logits(ctx, hidden.slice(from, to)), seen_);
       int64_t start = 0;
       for (const Piece& p : wanted_) {
         const int64_t first = std::max(from, start), last = std::min(to, start + p.count);
         if (first < last) {
-          visitor.rows({p.input, p.first + first - start, last - first}, hidden.slice(first, last),
+          visitor.rows({p.input, p.first + first - start, last - first}, seen_rows.slice(first, last),
                        logits.slice(first - from, last - from));
         }
         start += p.count;

@@ -14,10 +14,6 @@ namespace {
 // Entries begin at cache lines.
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-void copy(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
-}
-
 void* row_of(const Tensor& entry, int64_t slot) { return entry.slice(slot, slot + 1).data; }
 
 int64_t checked_slots(int64_t slots) {
@@ -54,8 +50,8 @@ Slot& Slot::operator=(Slot&& other) noexcept {
   return *this;
 }
 
-StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots)
-    : spec_(std::move(spec)), pages_(*spec_, checked_slots(slots)) {
+StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, Device device, void* stream)
+    : spec_(std::move(spec)), device_(device), stream_(stream), pages_(*spec_, checked_slots(slots), device, stream) {
   const std::vector<StateEntry>& entries = spec_->entries;
   order_ = order_of(entries);
   int64_t total = 0;
@@ -67,7 +63,7 @@ StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots)
                            __builtin_add_overflow(total, bytes + 64, &total);
     require(!overflows, "state pool: size must fit into 64 bits, got ", slots, " slots");
   }
-  memory_ = Buffer(total);
+  memory_ = Buffer(total, device);
   char* at = static_cast<char*>(memory_.data());
   for (size_t i = 0; i < entries.size(); ++i) {
     const StateEntry& e = entries[i];
@@ -99,7 +95,11 @@ Slot StatePool::acquire() {
   *free = true;
   const int64_t index = free - taken_.begin();
   in_order([&](const StateEntry& e, size_t i) {
-    if (!e.per_token()) std::memset(row_of(entries_[i], index), 0, static_cast<size_t>(e.bytes()));
+    if (e.per_token()) return;
+    if constexpr (kWithCuda) {
+      if (on_cuda(device_)) return fill_async(row_of(entries_[i], index), 0, e.bytes(), stream_);
+    }
+    std::memset(row_of(entries_[i], index), 0, static_cast<size_t>(e.bytes()));
   });
   return {this, index};
 }
@@ -135,6 +135,9 @@ State StatePool::save(const Slot& slot, std::span<const TokenId> tokens, std::sp
     data->tensors.push_back(copied);
     at += copied.bytes();
   });
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) synchronize(stream_);
+  }
   return State(std::move(data));
 }
 
@@ -166,6 +169,23 @@ void StatePool::load(const Slot& slot, const State& state) {
     }
   });
   lengths_[checked(index)] = data.length;
+}
+
+void StatePool::write(int64_t slot, int64_t entry, std::span<const float> values) {
+  const Tensor row = this->entry(entry).slice(static_cast<int64_t>(checked(slot)), slot + 1);
+  require(!spec_->entries[static_cast<size_t>(entry)].per_token() && static_cast<int64_t>(values.size()) == row.size(),
+          "state pool: a fixed entry must get all of its elements, got ", values.size());
+  copy(row.data, values.data(), row.bytes());
+}
+
+void StatePool::write_token(int64_t slot, int64_t entry, int64_t token, std::span<const float> values) {
+  const Tensor pages = this->entry(entry);
+  require(
+      spec_->entries[static_cast<size_t>(entry)].per_token() && static_cast<int64_t>(values.size()) == pages.strides[1],
+      "state pool: a token must get all of its elements, got ", values.size());
+  const int32_t page = page_table().row<int32_t>(static_cast<int64_t>(checked(slot)))[token / kPageTokens];
+  copy(pages.ptr<float>() + page * pages.strides[0] + token % kPageTokens * pages.strides[1], values.data(),
+       pages.strides[1] * size_of(DType::f32));
 }
 
 Slot StatePool::fork(const Slot& slot) {

@@ -34,10 +34,10 @@ class Slot {
   int64_t index_ = kNoSlot;
 };
 
-// Must outlive its slots.
+// Must outlive its slots. On a device its memory is there; `stream` orders what it does with the kernels that run.
 class StatePool {
  public:
-  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots);
+  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, Device device = {}, void* stream = nullptr);
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
 
@@ -51,6 +51,11 @@ class StatePool {
   // A second slot with the same contents. What is kept per token is shared until one of them adds to it.
   Slot fork(const Slot& slot);
 
+  // Writes a part of a slot's memory, for states that come from elsewhere: all of a fixed entry, of an entry per token
+  // one of the slot's tokens.
+  void write(int64_t slot, int64_t entry, std::span<const float> values);
+  void write_token(int64_t slot, int64_t entry, int64_t token, std::span<const float> values);
+
   // Tokens that a slot has consumed, hence the position of its next one.
   [[nodiscard]] int64_t length(int64_t slot) const { return lengths_[checked(slot)]; }
   // A call that feeds `tokens` more to a slot: extend() before it, so that there are pages to write them to which no
@@ -63,6 +68,8 @@ class StatePool {
   [[nodiscard]] Tensor entry(int64_t i) const { return entries_.at(static_cast<size_t>(i)); }
   // [slots, most pages] i32: which page holds tokens 64 p … 64 p + 63 of a slot. Empty without per-token entries.
   [[nodiscard]] Tensor page_table() const { return pages_.table(); }
+  // On a device, a copy of it that kernels read; else empty.
+  [[nodiscard]] Tensor uploaded_table() const { return pages_.uploaded_table(); }
   [[nodiscard]] int64_t pages_in_use() const { return pages_.in_use(); }
   [[nodiscard]] int64_t capacity() const { return static_cast<int64_t>(taken_.size()); }
   [[nodiscard]] int64_t available() const;
@@ -77,7 +84,11 @@ class StatePool {
     for (const size_t i : order_) f(spec_->entries[i], i);
   }
 
+  void copy(void* to, const void* from, int64_t bytes) const { copy_between(device_, stream_, to, from, bytes); }
+
   std::shared_ptr<const StateSpec> spec_;
+  Device device_;
+  void* stream_;
   std::vector<size_t> order_;
   Buffer memory_;  // of the fixed entries
   Pages pages_;    // of the others

@@ -76,14 +76,14 @@ struct MatmulForward {
   Tensor rounded;  // in bf16 arithmetic, room for rounded_bytes() (see room_to_round()); else empty
   // On CUDA alone, where `rounded` is [rows, in] bf16 if x must be rounded, or moved to where rows are aligned.
   Arithmetic arithmetic = Arithmetic::f32;
-  Tensor workspace{};  // of the library, for more than kFewRows rows
+  Tensor workspace{};  // of the library, for more than kCudaFewRows rows
 };
 ELAPID_KERNEL(MatmulForward)
 ELAPID_CUDA_KERNEL(MatmulForward)
 ELAPID_AMX_KERNEL(MatmulForward)
 
 // Rows that CUDA's own kernels multiply in bf16 arithmetic: decoding, which reading the weights bounds.
-inline constexpr int64_t kFewRows = 16;
+inline constexpr int64_t kCudaFewRows = 16;
 
 // For x rounded to bf16: as floats, or as bf16 in tiles of sixteen rows, of which each group begins one; columns up to
 // a multiple of kPackDepth, or of the groups of quantized weights.

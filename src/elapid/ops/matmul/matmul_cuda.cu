@@ -332,7 +332,7 @@ void run(Cuda gpu, const MatmulForward& given) {
     a.x = a.rounded;
   }
   const bool aligned = cuda::rows_aligned(a.weight) && cuda::rows_aligned(a.x) && a.x.cols() % 8 == 0;
-  if (a.x.rows() <= kFewRows || !aligned || !library_matmul(gpu, a)) return multiply_by_tiles(gpu, a);
+  if (a.x.rows() <= kCudaFewRows || !aligned || !library_matmul(gpu, a)) return multiply_by_tiles(gpu, a);
   if (a.bias) {
     cuda::with_type(a.y.dtype, [&]<class T>() {
       cuda::for_elements(gpu, a.y.rows(), a.y.cols(), cuda::rows_aligned(a.y),
