@@ -69,7 +69,10 @@ void launch_on_rows(Context& ctx, const Tensor& x, const Param& weight, const Ep
       const int64_t stride = (x.cols() + kAligned - 1) / kAligned * kAligned;
       args.rounded = ctx.arena.alloc({x.rows(), stride}, DType::bf16).columns(0, x.cols());
     }
-    if (x.rows() > kCudaFewRows) args.workspace = ctx.arena.alloc({kWorkspace}, DType::u8);
+    if (x.rows() > kCudaFewRows) {
+      args.workspace = ctx.arena.alloc({kWorkspace}, DType::u8);
+      if (epilogue.bias && y.dtype == DType::bf16) args.unrounded = ctx.arena.alloc({y.rows(), y.cols()}, DType::f32);
+    }
   }
   launch(ctx, args);
 }

@@ -303,17 +303,24 @@ struct Round {
   }
 };
 
+// y = sums + alpha · bias + add; `add` may be absent, and y be the sums.
 template <class T>
 struct AddBias {
+  cuda::Rows<const float> sums;
   const float* bias;
+  cuda::Rows<const T> add;
   cuda::Rows<T> y;
   float alpha;
 
   template <int N>
   __device__ void run(int64_t row, int64_t column) const {
-    float values[N];
-    cuda::load_run(static_cast<const T*>(y.at(row, column)), values);
+    float values[N], added[N];
+    cuda::load_run(sums.at(row, column), values);
     for (int i = 0; i < N; ++i) values[i] = fmaf(alpha, bias[column + i], values[i]);
+    if (add.data != nullptr) {
+      cuda::load_run(add.at(row, column), added);
+      for (int i = 0; i < N; ++i) values[i] += added[i];
+    }
     cuda::store_run(y.at(row, column), values);
   }
 };
@@ -332,13 +339,19 @@ void run(Cuda gpu, const MatmulForward& given) {
     a.x = a.rounded;
   }
   const bool aligned = cuda::rows_aligned(a.weight) && cuda::rows_aligned(a.x) && a.x.cols() % 8 == 0;
-  if (a.x.rows() <= kCudaFewRows || !aligned || !library_matmul(gpu, a)) return multiply_by_tiles(gpu, a);
-  if (a.bias) {
-    cuda::with_type(a.y.dtype, [&]<class T>() {
-      cuda::for_elements(gpu, a.y.rows(), a.y.cols(), cuda::rows_aligned(a.y),
-                         AddBias<T>{cuda::data_of<const float>(a.bias), a.y, a.alpha}, "matmul");
-    });
+  MatmulForward sums = a;
+  if (a.unrounded) {
+    sums.y = a.unrounded;
+    sums.add = {};
   }
+  if (a.x.rows() <= kCudaFewRows || !aligned || !library_matmul(gpu, sums)) return multiply_by_tiles(gpu, a);
+  if (!a.bias) return;
+  if (!a.unrounded) a.add = {};  // is in the sums
+  const bool rows = cuda::rows_aligned(sums.y) && cuda::rows_aligned(a.add) && cuda::rows_aligned(a.y);
+  cuda::with_type(a.y.dtype, [&]<class T>() {
+    cuda::for_elements(gpu, a.y.rows(), a.y.cols(), rows,
+                       AddBias<T>{sums.y, cuda::data_of<const float>(a.bias), a.add, a.y, a.alpha}, "matmul");
+  });
 }
 
 }  // namespace elapid
