@@ -101,7 +101,7 @@ Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, co
   if (cuda) {
     query_tasks.ptr<int64_t>()[sequences] = query_task;
     forward.query_tasks = upload(ctx, query_tasks);
-    forward.cache.page_table = upload_values(ctx, cache.page_table);
+    forward.cache.page_table = cache.uploaded_table ? cache.uploaded_table : upload_values(ctx, cache.page_table);
     forward.few = task;
     forward.many = query_task;
     forward.merge_rows = merge;
@@ -121,7 +121,7 @@ Tensor attention_weights(Context& ctx, const AttentionInputs& in, const Batch& b
   const Tensor weights = ctx.arena.alloc({in.heads, tokens, past + tokens}, DType::f32);
   const Arena::Scope scope(ctx.arena);
   KvCache read = cache;
-  read.page_table = upload_values(ctx, cache.page_table);
+  read.page_table = cache.uploaded_table ? cache.uploaded_table : upload_values(ctx, cache.page_table);
   launch(ctx,
          AttentionWeights{in, read, begin, tokens, batch.slots.ptr<int64_t>()[sequence], past, head_dim, weights});
   return weights;
