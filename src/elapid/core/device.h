@@ -80,6 +80,14 @@ void copy_rows_async(void* to, int64_t to_pitch, const void* from, int64_t from_
 void fill_async(void* to, int byte, int64_t bytes, void* stream);
 void synchronize(void* stream);
 
+// Captures what is put in a stream from begin_capture() to end_capture(), none of which runs, as a graph to run again
+// and again. abort_capture() forgets it.
+void begin_capture(void* stream);
+void* end_capture(void* stream);
+void abort_capture(void* stream) noexcept;
+void launch_graph(void* graph, void* stream);
+void destroy_graph(void* graph) noexcept;
+
 // Copies within the memory of a device, in order with its stream; on the CPU at once.
 inline void copy_between(Device device, void* stream, void* to, const void* from, int64_t bytes) {
   if constexpr (kWithCuda) {
@@ -109,6 +117,29 @@ class Stream {
   }
 
   // CUDA's cudaStream_t.
+  [[nodiscard]] void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// Owns a captured graph, or nothing.
+class Graph {
+ public:
+  Graph() = default;
+  explicit Graph(void* handle) : handle_(handle) {}
+  ~Graph() {
+    if constexpr (kWithCuda) {
+      if (handle_ != nullptr) destroy_graph(handle_);
+    }
+  }
+  Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  explicit operator bool() const { return handle_ != nullptr; }
   [[nodiscard]] void* handle() const { return handle_; }
 
  private:

@@ -79,7 +79,12 @@ void traced(const Launch& launched) {
 template <class Args>
 void launch(const Context& ctx, const Args& args) {
   require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
-  traced<Args>([&] { dispatch(ctx, args); });
+  traced<Args>([&] {
+    dispatch(ctx, args);
+    if constexpr (kWithCuda) {
+      if (tracing() && on_cuda(ctx.device)) synchronize(ctx.stream);  // the time of the kernel, not of its launch
+    }
+  });
 }
 
 // For kernels that prepare what models are made of, before there is a Context.

@@ -3,6 +3,8 @@
 #include "elapid/core/error.h"
 
 #include <algorithm>
+#include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace elapid {
@@ -117,25 +119,37 @@ Tensor Engine::given_embeddings(std::span<const Input> inputs) {
   return all;
 }
 
+// Calls f(array, its bytes' place) for the batch's arrays one after another; returns where they end.
+template <class F>
+int64_t place_arrays(const Batch& batch, const F& f) {
+  constexpr int64_t kAlignment = 64;
+  int64_t at = 0;
+  for (const Tensor* t : {&batch.tokens, &batch.offsets, &batch.slots, &batch.outputs, &batch.past}) {
+    f(*t, at);
+    at += (t->bytes() + kAlignment) / kAlignment * kAlignment;
+  }
+  return at;
+}
+
+// Writes the batch's arrays to the pinned memory from which the device copies them.
+void Engine::fill_uploaded(const Batch& batch) {
+  place_arrays(batch, [&](const Tensor& t, int64_t at) {
+    if (t.size() > 0) std::memcpy(batch_room_.ptr<uint8_t>() + at, t.data, static_cast<size_t>(t.bytes()));
+  });
+}
+
 // Copies the batch's arrays to the device: all in one, at the same place in the arena when a step repeats.
 void Engine::upload(const Batch& batch) {
   if constexpr (kWithCuda) {
-    constexpr int64_t kAlignment = 64;
-    const Tensor* from[] = {&batch.tokens, &batch.offsets, &batch.slots, &batch.outputs, &batch.past};
+    const int64_t bytes = place_arrays(batch, [](const Tensor&, int64_t) {});
+    batch_room_ = room_->alloc({bytes}, DType::u8);
+    const Tensor device = arena_.alloc({bytes}, DType::u8);
     Tensor* to[] = {&uploaded_.tokens, &uploaded_.offsets, &uploaded_.slots, &uploaded_.outputs, &uploaded_.past};
-    const auto room = [](const Tensor& t) { return (t.bytes() + kAlignment) / kAlignment * kAlignment; };
-    int64_t bytes = 0;
-    for (const Tensor* t : from) bytes += room(*t);
-    const Tensor host = tables_.alloc({bytes}, DType::u8), device = arena_.alloc({bytes}, DType::u8);
-    int64_t at = 0;
-    for (size_t i = 0; i < std::size(from); ++i) {
-      if (from[i]->size() > 0) {
-        std::memcpy(host.ptr<uint8_t>() + at, from[i]->data, static_cast<size_t>(from[i]->bytes()));
-      }
-      *to[i] = Tensor(device.ptr<uint8_t>() + at, from[i]->dtype, from[i]->shape);
-      at += room(*from[i]);
-    }
-    copy_async(device.data, host.data, bytes, stream_.handle());
+    size_t i = 0;
+    place_arrays(batch,
+                 [&](const Tensor& t, int64_t at) { *to[i++] = Tensor(device.ptr<uint8_t>() + at, t.dtype, t.shape); });
+    fill_uploaded(batch);
+    copy_async(device.data, batch_room_.data, bytes, stream_.handle());
   }
 }
 
@@ -154,8 +168,8 @@ Tensor Engine::on_host(const Tensor& t, HostRoom& room) {
   return t;
 }
 
-// The hidden states of the rows in outputs_, in the arena.
-Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
+// The arrays of the forward call, without embeddings.
+Batch Engine::gather(std::span<const Input> inputs) {
   tokens_.clear();
   slots_.clear();
   past_.clear();
@@ -171,32 +185,102 @@ Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
     past_.push_back(input.slot == kNoSlot ? 0 : states_.length(input.slot));
     if (input.slot != kNoSlot) states_.extend(input.slot, piece.count);
   }
+  return {.tokens = view(tokens_),
+          .embeddings = {},
+          .offsets = view(offsets_),
+          .slots = view(slots_),
+          .outputs = view(outputs_),
+          .past = view(past_)};
+}
+
+// Every slot has consumed its piece.
+void Engine::advance() {
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
+  }
+}
+
+// The hidden states of the rows in outputs_, in the arena.
+Tensor Engine::run(std::span<const Input> inputs, const Observer* observer) {
   if constexpr (kWithCuda) {
     if (on_cuda(device_)) {
       synchronize(stream_.handle());  // the tables of the last forward call were copied
       tables_.reset();
     }
   }
-  Context ctx = context();
-  Batch batch{.tokens = view(tokens_),
-              .embeddings = given_embeddings(inputs),
-              .offsets = view(offsets_),
-              .slots = view(slots_),
-              .outputs = view(outputs_),
-              .past = view(past_)};
+  Batch batch = gather(inputs);
+  batch.embeddings = given_embeddings(inputs);
   if (on_cuda(device_)) {
     upload(batch);
     batch.uploaded = &uploaded_;
   }
+  Context ctx = context();
   const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = observer});
-  for (size_t i = 0; i < pieces_.size(); ++i) {
-    if (slots_[i] != kNoSlot) states_.advance(slots_[i], pieces_[i].count);
-  }
+  advance();
   return hidden;
+}
+
+// Whether a call is one step of decoding whose kernels are the same every time. Tables of attention follow the lengths
+// of sequences; a trace wants kernels one by one.
+bool Engine::replayable(std::span<const Input> inputs) const {
+  constexpr size_t kMostSteps = 64;  // graphs, which take memory
+  if (!on_cuda(device_) || tracing() || model_->state_spec()->bytes_per_token() > 0) return false;
+  const auto count = static_cast<int64_t>(inputs.size());
+  if (count == 0 || count > options_.batch || (steps_.size() >= kMostSteps && !steps_.contains(count))) return false;
+  return std::all_of(inputs.begin(), inputs.end(), [](const Input& input) {
+    return !input.embeddings && input.tokens.size() == 1 && input.slot != kNoSlot;
+  });
+}
+
+// The logits of such a step. The first one of a number of sequences runs as any other call, which loads its kernels and
+// maps its memory; the second is captured.
+Tensor Engine::replay(std::span<const Input> inputs) {
+  Step& step = steps_[static_cast<int64_t>(inputs.size())];
+  if (++step.calls == 1) return {};
+  next_pieces(inputs);
+  outputs_.resize(inputs.size());
+  std::iota(outputs_.begin(), outputs_.end(), int64_t{0});
+  if constexpr (kWithCuda) {
+    void* const stream = stream_.handle();
+    Batch batch = gather(inputs);
+    if (step.graph) {
+      batch_room_ = step.batch_room;
+      fill_uploaded(batch);
+    } else {
+      const Arena::Scope scope(arena_);
+      synchronize(stream);
+      step.room.reset();
+      step.logits = step.room.alloc({batch.sequence_count(), model_->config().vocab}, DType::f32);
+      room_ = &step.room;
+      begin_capture(stream);
+      try {
+        upload(batch);
+        step.batch_room = batch_room_;
+        batch.uploaded = &uploaded_;
+        Context ctx = context();
+        const Tensor hidden = model_->hidden(ctx, {.batch = batch, .states = &states_, .observer = nullptr});
+        const Tensor logits = model_->logits(ctx, hidden);
+        copy_async(step.logits.data, logits.data, logits.bytes(), stream);
+      } catch (...) {
+        room_ = &tables_;
+        abort_capture(stream);
+        throw;
+      }
+      room_ = &tables_;
+      step.graph = Graph(end_capture(stream));
+    }
+    launch_graph(step.graph.handle(), stream);
+    synchronize(stream);
+  }
+  advance();
+  return step.logits;
 }
 
 Tensor Engine::last_logits(std::span<const Input> inputs) {
   begin(inputs);
+  if (replayable(inputs)) {
+    if (const Tensor logits = replay(inputs)) return logits;
+  }
   const int64_t vocab = model_->config().vocab;
   const Shape shape{static_cast<int64_t>(inputs.size()), vocab};
   Tensor result;

@@ -8,6 +8,7 @@
 #include "elapid/state/pool.h"
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
@@ -75,7 +76,7 @@ class Engine {
   [[nodiscard]] const EngineOptions& options() const { return options_; }
   // Where the model runs.
   [[nodiscard]] Context context() {
-    return {device_, *threads_, arena_, nullptr, stream_.handle(), &tables_, activations_};
+    return {device_, *threads_, arena_, nullptr, stream_.handle(), room_, activations_};
   }
   // For operators on what the engine hands out.
   [[nodiscard]] Context host_context() { return {{}, *threads_, host_arena_ ? *host_arena_ : arena_}; }
@@ -85,8 +86,13 @@ class Engine {
   void begin(std::span<const Input> inputs);
   bool next_pieces(std::span<const Input> inputs);
   Tensor given_embeddings(std::span<const Input> inputs);
+  Batch gather(std::span<const Input> inputs);
   Tensor run(std::span<const Input> inputs, const Observer* observer);
+  void advance();
   void upload(const Batch& batch);
+  void fill_uploaded(const Batch& batch);
+  [[nodiscard]] bool replayable(std::span<const Input> inputs) const;
+  Tensor replay(std::span<const Input> inputs);
   Tensor on_host(const Tensor& t, HostRoom& room);
 
   const Model* model_;
@@ -98,7 +104,18 @@ class Engine {
   Arena arena_;
   std::optional<Arena> host_arena_;       // on a device alone
   HostRoom tables_, seen_, seen_hidden_;  // of the forward call, and of what a visitor sees
+  HostRoom* room_ = &tables_;             // where operators put their tables now
+  Tensor batch_room_;                     // of these, the batch's arrays
   BatchArrays uploaded_;
+  // On a device, one token of each of so many sequences: the kernels of a step at the addresses of every such step, and
+  // the host memory that it copies from and to.
+  struct Step {
+    int64_t calls = 0;
+    HostRoom room;
+    Tensor batch_room, logits;
+    Graph graph;
+  };
+  std::map<int64_t, Step> steps_;  // by sequences
   StatePool states_;
   // Of the forward call being built: reused, so that they stop growing.
   std::vector<Piece> pieces_, wanted_;
