@@ -75,9 +75,6 @@ void run(const Options& o) {
   std::optional<ModelConfig> config;
   if (o.config) config = parse_config(read_text_file(*o.config, kConfigLimit), *o.config);
   const std::string name = o.config ? *o.config : o.model.folder().string();
-  if constexpr (kWithCuda) {
-    if (on_cuda(o.model.device)) checked_cuda_device(o.model.device.index);
-  }
   const auto threads = o.model.start_threads();
   const Stopwatch load;
   const auto model =

@@ -110,9 +110,6 @@ std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
 }
 
 std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {
-  if constexpr (kWithCuda) {
-    if (on_cuda(device)) checked_cuda_device(device.index);
-  }
   auto loaded = load_model(folder, pool, load_options());
   for (const std::string& text : loaded->config().notes) note(concat("note: ", text));
   for (const std::string& key : loaded->config().unknown_keys) {

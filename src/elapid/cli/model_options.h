@@ -36,7 +36,6 @@ struct ModelOptions {
     return {.gated_norm = gated_norm, .precision = precision, .packed_cache = packed_cache, .device = device};
   }
   // The model, with what a person should know about it on standard error.
-  // An Error when the device is not there.
   [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;

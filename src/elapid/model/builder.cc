@@ -186,6 +186,9 @@ ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optiona
   require(!on_cuda(device) || !precision || *precision <= Precision::bf16, "load model: --dtype ",
           name_of(precision.value_or(Precision::f32)),
           " must be f32 or bf16 on cuda, where weights in 8 or 4 bits are not computed with yet");
+  if constexpr (kWithCuda) {
+    if (on_cuda(device)) checked_cuda_device(device.index);
+  }
 }
 
 void* ModelBuilder::take(int64_t bytes) {

@@ -41,7 +41,7 @@ class ModelBuilder {
   using Find = std::function<Source(const ParameterInfo&, bool values)>;
 
   // `precision` and `device` as LoadOptions'. In a device's memory, matrices are rows of f32 or bf16, copied there a
-  // part at a time: host memory never holds them all.
+  // part at a time: host memory never holds them all. An Error when the device is not there.
   ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision, Device device = {});
 
   // A file that holds all of the model's own memory already, and where in it that begins, or nothing. `layout` tells

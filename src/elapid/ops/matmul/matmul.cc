@@ -57,7 +57,8 @@ namespace {
 
 // On CUDA. Operands agree in shape.
 void launch_on_rows(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue, const Tensor& y) {
-  constexpr int64_t kWorkspace = int64_t{32} << 20, kAligned = 8;  // elements of 16 bytes
+  // The library wants its workspace aligned so. Rows are aligned that begin at multiples of eight elements of bf16.
+  constexpr int64_t kWorkspace = int64_t{32} << 20, kWorkspaceAlignment = 256, kAligned = 8;
   const Tensor& w = weight.value;
   require(weight.packing == Packing::rows && (w.dtype == DType::f32 || w.dtype == DType::bf16), "matmul: ", weight.name,
           " must be rows of f32 or bf16 on cuda, got ", name_of(w.dtype));
@@ -70,7 +71,10 @@ void launch_on_rows(Context& ctx, const Tensor& x, const Param& weight, const Ep
       args.rounded = ctx.arena.alloc({x.rows(), stride}, DType::bf16).columns(0, x.cols());
     }
     if (x.rows() > kCudaFewRows) {
-      args.workspace = ctx.arena.alloc({kWorkspace}, DType::u8);
+      const Tensor room = ctx.arena.alloc({kWorkspace + kWorkspaceAlignment}, DType::u8);
+      const auto at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(room.data));
+      const int64_t skip = (kWorkspaceAlignment - at % kWorkspaceAlignment) % kWorkspaceAlignment;
+      args.workspace = room.slice(skip, skip + kWorkspace);
       if (epilogue.bias && y.dtype == DType::bf16) args.unrounded = ctx.arena.alloc({y.rows(), y.cols()}, DType::f32);
     }
   }
