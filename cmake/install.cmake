@@ -13,7 +13,7 @@ install(TARGETS elapid_all ${elapid_layers} EXPORT elapidTargets)
 install(EXPORT elapidTargets NAMESPACE elapid:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/elapid)
 install(DIRECTORY src/elapid DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN *.h
-        PATTERN cli EXCLUDE PATTERN cpu EXCLUDE PATTERN *_cpu.h EXCLUDE PATTERN *_reference.h EXCLUDE)
+        PATTERN cli EXCLUDE PATTERN cpu EXCLUDE PATTERN *_cpu.h EXCLUDE PATTERN *_cuda.h EXCLUDE PATTERN *_reference.h EXCLUDE)
 install(TARGETS elapid)
 
 configure_package_config_file(cmake/elapidConfig.cmake.in ${PROJECT_BINARY_DIR}/elapidConfig.cmake

@@ -1,28 +1,30 @@
 #!/usr/bin/env bash
 # From a bare machine to a verdict: installs what is missing, builds, and runs every test.
 #
-#   scripts/test.sh [--fast] [--fuzz] [--sweep] [--dev]
+#   scripts/test.sh [--fast] [--fuzz] [--sweep] [--dev] [--cuda]
 #
 #   --fast    the release build's tests alone
 #   --fuzz    also each fuzz target for 60 seconds
 #   --sweep   also what takes gigabytes and hours: prompts of two million tokens, tensors of more than 2^31 elements, and
 #             every test under the address sanitizer
 #   --dev     also the comparisons with Python packages from PyPI, in build/venv
+#   --cuda    the CUDA build as a whole also where there is no device, which must run its tests
 #
 # Ends with "N passed, N failed" on a line of its own: tests over all runs, a step that broke counting as one failure.
 # Output of what failed is shown; all of it stays in build/test-logs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=0 fuzz=0 dev=0 sweep=0 setup=(--test)
+fast=0 fuzz=0 dev=0 sweep=0 cuda=0 setup=(--test)
 for option in "$@"; do
   case $option in
     --fast) fast=1 ;;
     --fuzz) fuzz=1 setup+=(--fuzz) ;;
     --sweep) sweep=1 ;;
     --dev) dev=1 setup+=(--dev) ;;
+    --cuda) cuda=1 ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
-    *) echo "test.sh: options are --fast, --fuzz, --sweep and --dev, got $option" >&2 && exit 2 ;;
+    *) echo "test.sh: options are --fast, --fuzz, --sweep, --dev and --cuda, got $option" >&2 && exit 2 ;;
   esac
 done
 
@@ -119,11 +121,16 @@ if ! ((fast)); then
     launcher=()
   fi
 
-  if nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null); then
-    PATH=$(dirname "$nvcc"):$PATH step "cuda build" scripts/build.sh cuda elapid_core || true
-  else
+  if ! nvcc=$(scripts/find_cuda.sh); then
     echo "== cuda build"
     skipped "no nvcc"
+  elif ((cuda)) || scripts/find_cuda.sh --device >/dev/null; then
+    if PATH=$nvcc:$PATH step "cuda build" scripts/build.sh cuda -DELAPID_TESTS=ON elapid elapid_ops_test elapid_infer_test; then
+      run_tests "tests on a cuda device" cuda --tests-regex 'Cuda|^ops\.Elementwise'
+    fi
+  else
+    # Kernels for every architecture that is released; a machine without a device cannot run them.
+    PATH=$nvcc:$PATH step "cuda build" scripts/build.sh cuda elapid_core elapid_ops || true
   fi
 fi
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kStep = Reservation::kStep;
 
 TEST(Reservation, CommittedPartsAreZeroKeepWhatIsWrittenAndCanBeGivenBack) {
-  const Reservation memory(int64_t{1} << 40, kStep, "test");
+  Reservation memory(int64_t{1} << 40, kStep, "test");
   EXPECT_EQ(memory.bytes(), int64_t{1} << 40);
   ASSERT_TRUE(memory.commit(kStep, 3 * kStep, false));
   char* at = memory.data() + kStep;
@@ -42,12 +42,12 @@ TEST(Reservation, UnderALimitOfAddressesALesserHalfIsTakenOrAnErrorNamesWhose) {
   ASSERT_EQ(setrlimit(RLIMIT_AS, &low), 0);
   const int64_t huge = int64_t{1} << 50;
   {
-    const Reservation memory(huge, kStep, "test");
+    Reservation memory(huge, kStep, "test");
     EXPECT_LT(memory.bytes(), huge);
     EXPECT_TRUE(memory.commit(0, kStep, false));
   }
   try {
-    const Reservation memory(huge, huge, "test");
+    Reservation memory(huge, huge, "test");
     ADD_FAILURE() << "no error";
   } catch (const Error& e) {
     EXPECT_EQ(std::string(e.what()).rfind("test: must be able to reserve addresses", 0), 0u);

@@ -16,13 +16,18 @@ struct Case {
   bool gated = false, strided = false;
   Range range{-4, 4};
   float multiplier = 1;
+  DType activations = DType::f32;
 };
 
 Operation make(Workbench& bench, const Case& c) {
-  const Tensor x = bench.matrix(c.rows, c.gated ? 2 * c.width : c.width, c.range, c.strided);
+  const Tensor x = bench.matrix(c.rows, c.gated ? 2 * c.width : c.width, c.range, c.strided, c.activations);
   const reference::ActivationInputs in{reference::matrix_of(x), c.act, c.gated, static_cast<double>(c.multiplier)};
-  return {[=](Context& ctx) { return std::vector{activation(ctx, x, c.act, c.gated, c.multiplier)}; },
-          {reference::activation(in)}};
+  reference::Expected want = reference::activation(in);
+  if (c.activations == DType::bf16) want = written_in_bf16(std::move(want));
+  return {[=, &bench](Context& ctx) {
+            return std::vector{activation(ctx, bench.at(ctx)(x), c.act, c.gated, c.multiplier)};
+          },
+          {std::move(want)}};
 }
 
 std::string describe(const Case& c) {
@@ -55,6 +60,19 @@ TEST(Activation, Gelu) { check_forward(op(Activation::gelu)); }
 TEST(Activation, GeluTanh) { check_forward(op(Activation::gelu_tanh)); }
 TEST(Activation, Relu) { check_forward(op(Activation::relu)); }
 TEST(Activation, Relu2) { check_forward(op(Activation::relu2)); }
+
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
+TEST(Activation, OnCuda) {
+  for (const Activation act : kActivations) check_on_cuda(op(act));
+}
+TEST(Activation, Bf16OnCuda) {
+  for (const Activation act : kActivations) check_on_cuda(in_bf16(op(act)));
+}
 
 // The definitions as written down, with erf and tanh themselves.
 TEST(Activation, ReferencesAreTheDefinitions) {

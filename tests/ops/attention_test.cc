@@ -16,6 +16,7 @@ struct Case {
   bool strided = false;
   float scale = 0.25f;
   Range range = kMixed;
+  DType activations = DType::f32;
 };
 
 // q, k and v are columns of one projection, and a sequence's pages lie anywhere.
@@ -37,7 +38,7 @@ Operands operands(Workbench& bench, const Case& c) {
   Operands o;
   o.sequences = sequences_of(c.ragged);
   const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  const Tensor qkv = bench.matrix(o.sequences.offsets.back(), q + 2 * kv, c.range, c.strided);
+  const Tensor qkv = bench.matrix(o.sequences.offsets.back(), q + 2 * kv, c.range, c.strided, c.activations);
   o.in = {qkv.columns(0, q), qkv.columns(q, q + kv), qkv.columns(q + kv, q + 2 * kv), c.heads, c.kv_heads, c.scale};
   if (c.ragged.slots == Slots::none) return o;
 
@@ -77,7 +78,11 @@ Operands operands(Workbench& bench, const Case& c) {
     for (const Tensor& memory : {o.cache.keys, o.cache.values}) {
       for (int64_t t = 0; t < past; ++t) {
         const Tensor row = token_row(memory, pages, t);
-        for (int64_t i = 0; i < kv; ++i) row.ptr<float>()[i] = static_cast<float>(bench.draw(c.range));
+        for (int64_t i = 0; i < kv; ++i) {
+          // What calls in bf16 have left there is bf16.
+          const auto value = static_cast<float>(bench.draw(c.range));
+          row.ptr<float>()[i] = c.activations == DType::bf16 ? to_float(to_bf16(value)) : value;
+        }
       }
       for (int64_t t = past; t < end; ++t) bench.writable(token_row(memory, pages, t));
     }
@@ -88,7 +93,7 @@ Operands operands(Workbench& bench, const Case& c) {
 reference::AttentionExpected expected(const Operands& o, int64_t weights_of = -1) {
   return reference::attention({reference::matrix_of(o.in.q), reference::matrix_of(o.in.k), reference::matrix_of(o.in.v),
                                reference::matrix_of(o.cache.keys), reference::matrix_of(o.cache.values), o.pages,
-                               o.in.heads, o.in.kv_heads, static_cast<double>(o.in.scale)},
+                               o.in.heads, o.in.kv_heads, static_cast<double>(o.in.scale), o.in.q.dtype == DType::bf16},
                               o.sequences, weights_of);
 }
 
@@ -119,6 +124,15 @@ std::string described(const Case& c) {
   return text + (c.strided ? " strided" : "");
 }
 
+AttentionInputs located(const Located& at, AttentionInputs in) {
+  for (Tensor* t : {&in.q, &in.k, &in.v}) *t = at(*t);
+  return in;
+}
+KvCache located(const Located& at, KvCache cache) {  // the page table stays where the front reads it
+  for (Tensor* t : {&cache.keys, &cache.values}) *t = at(*t);
+  return cache;
+}
+
 Op<Case> op() {
   Op<Case> op;
   op.name = "attention";
@@ -129,11 +143,14 @@ Op<Case> op() {
     const Batch batch = bench.batch(o.sequences);
     reference::AttentionExpected want = expected(o);
     Operation operation;
-    operation.run = [=](Context& ctx) {
-      std::vector outputs{attention(ctx, o.in, batch, o.cache)};
-      if (o.cache.keys) outputs.insert(outputs.end(), {o.cache.keys, o.cache.values});
+    operation.run = [=, &bench](Context& ctx) {
+      const Located at = bench.at(ctx);
+      const KvCache cache = located(at, o.cache);
+      std::vector outputs{attention(ctx, located(at, o.in), batch, cache)};
+      if (cache.keys) outputs.insert(outputs.end(), {cache.keys, cache.values});
       return outputs;
     };
+    if (c.activations == DType::bf16) want.y = written_in_bf16(std::move(want.y));
     operation.expected.push_back(std::move(want.y));
     if (o.cache.keys) {
       operation.expected.push_back(std::move(want.keys));
@@ -144,9 +161,74 @@ Op<Case> op() {
   return op;
 }
 
-TEST(Attention, Forward) { check_forward(op()); }
+// Heads as wide as models have them, over several blocks of keys.
+Op<Case> larger() {
+  Op<Case> larger = op();
+  larger.name += " larger";
+  larger.smallest_share = 0.01;  // long sums of products, whose roundings mostly cancel
+  larger.cases = {{{{150, 1, 3}, Slots::permuted}, {100, 300, 64}, 4, 2, 128, false, 0.1f},
+                  {{{70, 1}, Slots::none}, {}, 8, 1, 64, false, 0.125f},
+                  {{{90, 2}, Slots::mixed}, {10, 90}, 2, 2, 96, true, 0.1f},
+                  {{{80, 1}, Slots::permuted}, {65, 200}, 2, 1, 256, false, 0.06f},
+                  {{{33, 1, 1, 1, 1}, Slots::permuted}, {0, 640, 63, 64, 65}, 16, 2, 112, false, 0.1f}};
+  return larger;
+}
 
-TEST(Attention, Weights) {
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
+TEST(Attention, Forward) { check_forward(op()); }
+TEST(Attention, OnCuda) { check_on_cuda(op()); }
+TEST(Attention, LargerOnCuda) { check_on_cuda(larger()); }
+TEST(Attention, Bf16OnCuda) { check_on_cuda(in_bf16(op())); }
+TEST(Attention, Bf16LargerOnCuda) { check_on_cuda(in_bf16(larger())); }
+
+// In pieces, the same bits, as on the CPU.
+TEST(Attention, AnySplitIsTheSameOnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  const Case c{{{300}, Slots::permuted}, {40}, 6, 2, 20};
+  Workbench bench(2);
+  const Operands o = operands(bench, c);
+  const Batch whole = bench.batch(o.sequences);
+  const int64_t slot = o.sequences.slot(0);
+  std::map<std::pair<int64_t, int64_t>, Batch> pieces;  // by past and length
+  const int64_t sizes[] = {1, 2, 7, 64, 299};
+  for (const int64_t size : sizes) {
+    for (int64_t begin = 0; begin < 300; begin += size) {
+      const int64_t length = std::min(size, 300 - begin);
+      pieces[{40 + begin, length}] = bench.batch({{0, length}, {slot}, {40 + begin}});
+    }
+  }
+  bench.snapshot();
+  Lab lab(1, {DeviceType::cuda, 0});
+  Context ctx = lab.ctx();
+  const auto run = [&](int64_t begin, int64_t length, const Batch& batch) {
+    const Located at = bench.at(ctx);
+    AttentionInputs part = located(at, o.in);
+    for (Tensor* t : {&part.q, &part.k, &part.v}) *t = t->slice(begin, begin + length);
+    return bits_of(copy_to_host(ctx, attention(ctx, part, batch, located(at, o.cache))).tensor);
+  };
+  bench.copy_to_device(ctx, true);
+  const Bits y = run(0, 300, whole), keys = bits_of(copy_to_host(ctx, bench.device_copy(o.cache.keys)).tensor);
+  for (const int64_t size : sizes) {
+    bench.restore();
+    bench.copy_to_device(ctx, true);
+    Bits pieced;
+    for (int64_t begin = 0; begin < 300; begin += size) {
+      const int64_t length = std::min(size, 300 - begin);
+      const Bits bits = run(begin, length, pieces.at({40 + begin, length}));
+      pieced.insert(pieced.end(), bits.begin(), bits.end());
+    }
+    EXPECT_TRUE(pieced == y) << "pieces of " << size;
+    EXPECT_TRUE(bits_of(copy_to_host(ctx, bench.device_copy(o.cache.keys)).tensor) == keys) << "pieces of " << size;
+  }
+}
+
+Op<Case> weights_op() {
   Op<Case> weights = op();
   weights.name = "attention_weights";
   std::erase_if(weights.cases, [](const Case& c) { return c.ragged.lengths.empty(); });
@@ -155,11 +237,17 @@ TEST(Attention, Weights) {
     const Batch batch = bench.batch(o.sequences);
     const auto longest = std::max_element(c.ragged.lengths.begin(), c.ragged.lengths.end());
     const int64_t s = longest - c.ragged.lengths.begin();
-    return Operation{[=](Context& ctx) { return std::vector{attention_weights(ctx, o.in, batch, o.cache, s)}; },
-                     {expected(o, s).weights}};
+    const auto run = [=, &bench](Context& ctx) {
+      const Located at = bench.at(ctx);
+      return std::vector{attention_weights(ctx, located(at, o.in), batch, located(at, o.cache), s)};
+    };
+    return Operation{run, {expected(o, s).weights}};
   };
-  check_forward(weights);
+  return weights;
 }
+
+TEST(Attention, Weights) { check_forward(weights_op()); }
+TEST(Attention, WeightsOnCuda) { check_on_cuda(weights_op()); }
 
 TEST(Attention, SequenceIsTheSameAloneAndNanStaysWhereItIsSeen) {
   const Case c{{{5, 1, 70, 1, 0, 2, 133}, Slots::mixed}, {3, 200, 64, 0, 127}, 6, 2, 20, true};

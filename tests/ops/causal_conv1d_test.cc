@@ -11,6 +11,7 @@ struct Case {
   int64_t channels = 40, taps = 4;
   bool silu = true, bias = true, strided = false;
   Range range = kMixed;
+  DType activations = DType::f32;
 };
 
 struct Operands {
@@ -21,7 +22,7 @@ struct Operands {
 Operands operands(Workbench& bench, const Case& c) {
   Operands o;
   const int64_t tokens = sequences_of(c.ragged).offsets.back();
-  o.x = bench.matrix(tokens, c.channels, c.range, c.strided);
+  o.x = bench.matrix(tokens, c.channels, c.range, c.strided, c.activations);
   o.conv.weight = bench.param(bench.tensor({c.taps, c.channels}, c.range));
   if (c.bias) o.conv.bias = bench.param(bench.tensor({c.channels}, c.range));
   o.conv.silu = c.silu;
@@ -63,11 +64,14 @@ Op<Case> op() {
     }
     reference::CausalConv1dExpected want = expected(o, sequences);
     Operation operation;
-    operation.run = [=](Context& ctx) {
-      std::vector outputs{causal_conv1d(ctx, o.x, o.conv, batch, o.state)};
-      if (o.state) outputs.push_back(o.state);
+    operation.run = [=, &bench](Context& ctx) {
+      const Located at = bench.at(ctx);
+      const CausalConv1d conv{at(o.conv.weight), at(o.conv.bias), o.conv.silu};
+      std::vector outputs{causal_conv1d(ctx, at(o.x), conv, batch, at(o.state))};
+      if (o.state) outputs.push_back(at(o.state));
       return outputs;
     };
+    if (c.activations == DType::bf16) want.y = written_in_bf16(std::move(want.y));
     operation.expected.push_back(std::move(want.y));
     if (o.state) operation.expected.push_back(std::move(want.state));
     return operation;
@@ -75,7 +79,15 @@ Op<Case> op() {
   return op;
 }
 
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
 TEST(CausalConv1d, Forward) { check_forward(op()); }
+TEST(CausalConv1d, OnCuda) { check_on_cuda(op()); }
+TEST(CausalConv1d, Bf16OnCuda) { check_on_cuda(in_bf16(op())); }
 
 TEST(CausalConv1d, SequenceIsTheSameAloneAndNanStaysInIt) {
   const Case c{{{5, 1, 70, 1, 0, 2, 33}, Slots::mixed}, 37, 4, true, true, true};

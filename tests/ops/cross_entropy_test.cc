@@ -40,8 +40,8 @@ Op<Case> op() {
       in.labels.push_back(labels[r % 4]);
     }
     const Tensor labels = bench.integers(in.labels);
-    return Operation{[=](Context& ctx) {
-                       return std::vector{cross_entropy(ctx, logits, labels).reshape({c.rows, 1})};
+    return Operation{[=, &bench](Context& ctx) {
+                       return std::vector{cross_entropy(ctx, bench.at(ctx)(logits), labels).reshape({c.rows, 1})};
                      },
                      {reference::cross_entropy(in)}};
   };
@@ -49,6 +49,7 @@ Op<Case> op() {
 }
 
 TEST(CrossEntropy, Forward) { check_forward(op()); }
+TEST(CrossEntropy, OnCuda) { check_on_cuda(op()); }
 
 TEST(CrossEntropy, NanStaysInItsRowAndIsNotLost) {
   Workbench bench(1);

@@ -10,6 +10,7 @@ struct Case {
   int64_t tokens, vocab, d_model;
   DType dtype = DType::f32;
   float scale = 1;
+  Alignment alignment = Alignment::none;
 };
 
 Op<Case> op() {
@@ -33,16 +34,23 @@ Op<Case> op() {
                                 : static_cast<int64_t>(bench.draw() * static_cast<double>(c.vocab)));
     }
     const Tensor tokens = bench.integers(in.tokens, DType::i32);
-    const Param table = bench.param(bench.tensor({c.vocab, c.d_model}, kMixed, c.dtype, Alignment::none));
+    const Param table = bench.param(bench.tensor({c.vocab, c.d_model}, kMixed, c.dtype, c.alignment));
     in.table = reference::matrix_of(table.value);
     in.scale = static_cast<double>(c.scale);
-    return Operation{[=](Context& ctx) { return std::vector{embedding(ctx, tokens, table, c.scale)}; },
-                     {reference::embedding(in)}};
+    return Operation{
+        [=, &bench](Context& ctx) { return std::vector{embedding(ctx, tokens, bench.at(ctx)(table), c.scale)}; },
+        {reference::embedding(in)}};
   };
   return op;
 }
 
 TEST(Embedding, Forward) { check_forward(op()); }
+// A device's tables lie where their elements may.
+TEST(Embedding, OnCuda) {
+  Op<Case> aligned = op();
+  for (Case& c : aligned.cases) c.alignment = Alignment::element;
+  check_on_cuda(aligned);
+}
 
 TEST(Embedding, IdOutsideTheTableIsAnError) {
   Workbench bench(1);

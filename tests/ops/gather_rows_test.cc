@@ -9,6 +9,7 @@ namespace {
 struct Case {
   int64_t tokens, width, step;  // every step-th row
   bool strided = false;
+  DType activations = DType::f32;
 };
 
 Op<Case> op() {
@@ -24,17 +25,25 @@ Op<Case> op() {
     return concat(c.tokens, " x ", c.width, ", every ", c.step, "th row", c.strided ? " strided" : "");
   };
   op.make = [](Workbench& bench, const Case& c) {
-    const Tensor x = bench.matrix(c.tokens, c.width, kMixed, c.strided);
+    const Tensor x = bench.matrix(c.tokens, c.width, kMixed, c.strided, c.activations);
     reference::GatherRowsInputs in{reference::matrix_of(x), {}};
     for (int64_t row = 0; row < c.tokens; row += c.step) in.rows.push_back(row);
     const Tensor rows = bench.integers(in.rows);
-    return Operation{[=](Context& ctx) { return std::vector{gather_rows(ctx, x, rows)}; },
+    return Operation{[=, &bench](Context& ctx) { return std::vector{gather_rows(ctx, bench.at(ctx)(x), rows)}; },
                      {reference::gather_rows(in)}};
   };
   return op;
 }
 
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
 TEST(GatherRows, Forward) { check_forward(op()); }
+TEST(GatherRows, OnCuda) { check_on_cuda(op()); }
+TEST(GatherRows, Bf16OnCuda) { check_on_cuda(in_bf16(op())); }
 
 TEST(GatherRows, AllRowsAreTheTensorItself) {
   Workbench bench(1);

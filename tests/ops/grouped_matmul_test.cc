@@ -43,6 +43,29 @@ Operation make(Workbench& bench, const Case& c) {
           rounds};
 }
 
+// On CUDA weights are rows as they are, aligned to their elements.
+template <DType activations>
+Operation make_on_cuda(Workbench& bench, const Case& c) {
+  reference::GroupedMatmulInputs in;
+  in.offsets = offsets_of(c.rows);
+  const Tensor x = bench.matrix(in.offsets.back(), c.in, c.range, c.strided, activations);
+  const bool rounds = c.arithmetic == Arithmetic::bf16;
+  in.x = rounds ? rounded_to_bf16(reference::matrix_of(x)) : reference::matrix_of(x);
+  std::vector<Param> weights;
+  for (size_t g = 0; g < c.rows.size(); ++g) {
+    const Tensor rows = bench.tensor({c.out, c.in}, c.range, c.dtype);
+    in.weights.push_back(reference::matrix_of(rows));
+    weights.push_back({"weight", rows, Packing::rows, c.arithmetic});
+  }
+  const Tensor offsets = bench.integers(in.offsets);
+  const auto run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    const std::vector<Param> there = at(weights);
+    return std::vector{grouped_matmul(ctx, at(x), there, at(offsets))};
+  };
+  return {run, {reference::grouped_matmul(in)}};
+}
+
 std::string describe(const Case& c) {
   std::string text = "rows";
   for (const int64_t n : c.rows) text += concat(" ", n);
@@ -75,6 +98,32 @@ TEST(GroupedMatmul, Forward) {
   op.cases.push_back({{1, 0, 1, 14}, 1100, 700, DType::bf16, kPositive});  // several tasks of several blocks
   check_forward(op);
 }
+
+template <DType activations>
+Op<Case> on_cuda_cases() {
+  Op<Case> op{concat("grouped_matmul of ", name_of(activations)), {}, describe, make_on_cuda<activations>};
+  const std::vector<std::vector<int64_t>> groups = {
+      {0}, {5}, {0, 0, 0}, {1, 1, 1, 1}, {0, 1, 0, 2, 13, 0}, {25, 0, 3, 1, 12, 97, 1}, {200, 1}, {300, 129}};
+  const int64_t depths[] = {64, 257, 33, 304, 1}, widths[] = {48, 130, 33, 16, 257, 1100};
+  size_t i = 0;
+  for (const std::vector<int64_t>& rows : groups) {
+    for (const auto& [dtype, arithmetic] :
+         {std::pair{DType::f32, Arithmetic::f32}, std::pair{DType::bf16, Arithmetic::f32},
+          std::pair{DType::bf16, Arithmetic::bf16}}) {
+      op.cases.push_back(
+          {rows, depths[i % 5], widths[i % 6], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0, arithmetic});
+      ++i;
+    }
+    op.cases.push_back({rows, 512, 264, DType::bf16, kMixed, false, Arithmetic::bf16});
+  }
+  std::vector<int64_t> many(40);
+  for (size_t g = 0; g < many.size(); ++g) many[g] = g % 7 == 3 ? 2 : 0;
+  op.cases.push_back({many, 1536, 130, DType::bf16, kMixed, false, Arithmetic::bf16});
+  return op;
+}
+
+TEST(GroupedMatmul, OnCuda) { check_on_cuda(on_cuda_cases<DType::f32>()); }
+TEST(GroupedMatmul, Bf16OnCuda) { check_on_cuda(on_cuda_cases<DType::bf16>()); }
 
 // The kernel is matmul's: each row's bits are those of matmul() of that row alone with its group's weight.
 TEST(GroupedMatmul, RowHasTheBitsOfMatmulAlone) {

@@ -20,7 +20,7 @@
 namespace elapid::testing {
 namespace {
 
-constexpr int64_t kGuard = 128;
+constexpr int64_t kGuard = 128, kDeviceGuard = 512;
 constexpr int kUntouched = 0xff;                // every float of such bytes is NaN
 constexpr int64_t kStained = int64_t{1} << 20;  // how much of a fresh arena Lab fills with kUntouched
 constexpr int64_t kPaddingLeft = 3, kPaddingRight = 5;
@@ -61,8 +61,9 @@ void put(char* to, DType dtype, double value) {
 struct Workbench::Block {
   char *memory, *data;
   int64_t bytes, data_bytes;
-  std::vector<char> before;    // contents of `memory` at the last snapshot
-  std::vector<bool> writable;  // for each byte of the data
+  std::vector<char> before;                        // contents of `memory` at the last snapshot
+  char *device = nullptr, *device_data = nullptr;  // guarded likewise
+  std::vector<bool> writable;                      // for each byte of the data
 
   Block(int64_t data_bytes_, int64_t offset)
       : memory(
@@ -73,7 +74,17 @@ struct Workbench::Block {
         writable(static_cast<size_t>(data_bytes_)) {
     std::memset(memory, kUntouched, static_cast<size_t>(bytes));
   }
-  ~Block() { ::operator delete (memory, std::align_val_t{64}); }
+  ~Block() {
+    free_device();
+    ::operator delete (memory, std::align_val_t{64});
+  }
+  void free_device() {
+    if constexpr (kWithCuda) {
+      if (device != nullptr) free_on_device(device);
+    }
+    device = nullptr;
+  }
+  [[nodiscard]] int64_t device_bytes() const { return 2 * kDeviceGuard + data_bytes; }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 };
@@ -120,16 +131,19 @@ Tensor Workbench::tensor(Shape shape, Range range, DType dtype, Alignment alignm
   return {data, dtype, shape};
 }
 
-Tensor Workbench::output(int64_t rows, int64_t cols, bool strided) {
+Tensor Workbench::output(int64_t rows, int64_t cols, bool strided, DType dtype) {
   const int64_t left = strided ? kPaddingLeft : 0, width = left + cols + (strided ? kPaddingRight : 0);
-  char* data = allocate(rows * width * 4, 4, Alignment::element);
-  return Tensor(data, DType::f32, {rows, width}).columns(left, left + cols);
+  const int64_t element = size_of(dtype);
+  char* data = allocate(rows * width * element, element, Alignment::element);
+  return Tensor(data, dtype, {rows, width}).columns(left, left + cols);
 }
 
-Tensor Workbench::matrix(int64_t rows, int64_t cols, Range range, bool strided) {
-  const Tensor t = output(rows, cols, strided);
+Tensor Workbench::matrix(int64_t rows, int64_t cols, Range range, bool strided, DType dtype) {
+  const Tensor t = output(rows, cols, strided, dtype);
+  const int64_t element = size_of(dtype);
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) t.row<float>(r)[c] = static_cast<float>(draw(range));
+    char* row = static_cast<char*>(t.data) + r * t.row_stride() * element;
+    for (int64_t c = 0; c < cols; ++c) put(row + c * element, dtype, draw(range));
   }
   return t;
 }
@@ -212,6 +226,63 @@ std::string Workbench::damage() {
   return report;
 }
 
+Tensor Workbench::device_copy(const Tensor& t) const {
+  for (const auto& block : blocks_) {
+    const auto* data = static_cast<const char*>(t.data);
+    if (block->device == nullptr || data < block->data || data > block->data + block->data_bytes) continue;
+    Tensor copy = t;
+    copy.data = block->device_data + (data - block->data);
+    return copy;
+  }
+  return t;
+}
+
+void Workbench::copy_to_device([[maybe_unused]] const Context& ctx, [[maybe_unused]] bool aligned) {
+  if constexpr (kWithCuda) {
+    for (const auto& block : blocks_) {
+      block->free_device();
+      block->device = static_cast<char*>(allocate_on_device(ctx.device.index, block->device_bytes()));
+      const int64_t misaligned = (block->data - block->memory) % 64;
+      block->device_data = block->device + kDeviceGuard - (aligned ? 0 : 64 - misaligned);
+      fill_async(block->device, kUntouched, block->device_bytes(), ctx.stream);
+      copy_async(block->device_data, block->data, block->data_bytes, ctx.stream);
+    }
+    synchronize(ctx.stream);
+  }
+}
+
+std::string Workbench::copy_back([[maybe_unused]] const Context& ctx) {
+  std::string report;
+  if constexpr (kWithCuda) {
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      const Block& block = *blocks_[b];
+      std::vector<char> all(static_cast<size_t>(block.device_bytes()));
+      copy_async(all.data(), block.device, block.device_bytes(), ctx.stream);
+      synchronize(ctx.stream);
+      const int64_t first = block.device_data - block.device;
+      std::copy_n(all.begin() + first, block.data_bytes, block.data);
+      for (int64_t i = 0; i < block.device_bytes(); ++i) {
+        const bool guard = i < first || i >= first + block.data_bytes;
+        if (report.empty() && guard && all[static_cast<size_t>(i)] != static_cast<char>(kUntouched)) {
+          report =
+              concat("byte ", i - first, " of tensor ", b, " (", block.data_bytes, " bytes) on the device, a guard");
+        }
+      }
+    }
+  }
+  return report;
+}
+
+Tensor Located::operator()(const Tensor& t) const { return on_device_ && t ? bench_.device_copy(t) : t; }
+Param Located::operator()(Param p) const {
+  p.value = (*this)(p.value);
+  return p;
+}
+std::vector<Param> Located::operator()(std::vector<Param> params) const {
+  for (Param& p : params) p.value = (*this)(p.value);
+  return params;
+}
+
 void for_each_isa(const std::function<void(Isa)>& body) {
   const Isa before = active_isa();
   for (const Isa isa : available_isas()) {
@@ -229,22 +300,78 @@ ThreadPool& threads(int threads) {
   return *pool;
 }
 
-Lab::Lab(int thread_count) : thread_count_(thread_count), arena_(std::make_unique<Arena>(int64_t{1} << 30)) {
+Lab::Lab(int thread_count, Device device)
+    : thread_count_(thread_count),
+      device_(device),
+      stream_(device),
+      arena_(std::make_unique<Arena>(int64_t{1} << 30, device)) {
   const Arena::Scope scope(*arena_);
   const Tensor all = arena_->alloc({kStained}, DType::u8);
-  std::memset(all.data, kUntouched, static_cast<size_t>(kStained));
+  if constexpr (kWithCuda) {
+    if (on_cuda(device)) {
+      host_room_ = std::make_unique<HostRoom>();
+      fill_async(all.data, kUntouched, kStained, stream_.handle());
+    }
+  }
+  if (!on_cuda(device)) std::memset(all.data, kUntouched, static_cast<size_t>(kStained));
   base_ = static_cast<const char*>(all.data);
-  arena_->set_poison(true);
+  arena_->set_poison(true, stream_.handle());
 }
+
+Context Lab::ctx() { return {device_, threads(thread_count_), *arena_, nullptr, stream_.handle(), host_room_.get()}; }
 
 std::string Lab::damage(const Tensor& t) const {
   const auto* data = static_cast<const char*>(t.data);
   const char* end = data + t.bytes();
   if (data < base_ || end > base_ + kStained) return "";  // not from the arena, or beyond what is known of it
-  for (const char* p = end; (p - base_) % 64 != 0; ++p) {
-    if (*p != static_cast<char>(kUntouched)) return concat("byte ", p - end, " behind an output was written");
+  const int64_t behind = (64 - (end - base_) % 64) % 64;
+  std::vector<char> bytes(static_cast<size_t>(behind));
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) {
+      copy_async(bytes.data(), end, behind, stream_.handle());
+      synchronize(stream_.handle());
+    }
+  }
+  if (!on_cuda(device_)) std::copy_n(end, behind, bytes.data());
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (bytes[i] != static_cast<char>(kUntouched)) return concat("byte ", i, " behind an output was written");
   }
   return "";
+}
+
+bool has_cuda(std::string& why) {
+  if constexpr (kWithCuda) {
+    if (!cuda_devices().empty()) return true;
+    why = "this machine has no CUDA device";
+  } else {
+    why = "this build has no CUDA half";
+  }
+  return false;
+}
+
+HostCopy copy_to_host([[maybe_unused]] const Context& ctx, const Tensor& t) {
+  HostCopy copy{std::vector<char>(static_cast<size_t>(t.bytes())), {}};
+  copy.tensor = Tensor(copy.memory.data(), t.dtype, t.shape);
+  const int64_t element = size_of(t.dtype), row = t.cols() * element;
+  if constexpr (kWithCuda) {
+    copy_rows_async(copy.memory.data(), row, t.data, t.row_stride() * element, row, t.rows(), ctx.stream);
+    synchronize(ctx.stream);
+  } else {
+    for (int64_t r = 0; r < t.rows(); ++r) {
+      std::memcpy(copy.memory.data() + r * row, static_cast<const char*>(t.data) + r * t.row_stride() * element,
+                  static_cast<size_t>(row));
+    }
+  }
+  return copy;
+}
+
+reference::Expected written_in_bf16(reference::Expected expected) {
+  constexpr double kSmallest = 0x1p-133;  // of bf16's subnormals
+  for (size_t i = 0; i < expected.value.values.size(); ++i) {
+    double& tolerance = expected.tolerance.values[i];
+    tolerance += reference::kBf16Rounding * (std::abs(expected.value.values[i]) + tolerance) + kSmallest;
+  }
+  return expected;
 }
 
 Bits bits_of(const Tensor& t) {
@@ -320,13 +447,43 @@ void check_operation(Workbench& bench, const Operation& operation, std::map<Isa,
   });
 }
 
-void report_shares(const std::string& op, const std::map<Isa, Share>& worst, double smallest) {
-  for (const auto& [isa, share] : worst) {
-    const std::string level(name_of(isa));
-    std::printf("[  share   ] %s %s: %.3f (%s)\n", op.c_str(), level.c_str(), share.worst, share.where.c_str());
-    ::testing::Test::RecordProperty(op + "." + level + ".worst_share", concat(share.worst));
-    EXPECT_GE(share.worst, smallest) << op << " on " << level << ": the tolerance is too loose to test anything";
+void check_operation_on_cuda(Workbench& bench, const Operation& operation, Share& worst) {
+  for (const bool aligned : {false, true}) {
+    SCOPED_TRACE(aligned ? "aligned" : "aligned to elements");
+    std::vector<Bits> first;
+    for (int repetition = 0; repetition < 2; ++repetition) {
+      Lab lab(1, {DeviceType::cuda, 0});
+      Context ctx = lab.ctx();
+      bench.restore();
+      bench.copy_to_device(ctx, aligned);
+      const std::vector<Tensor> outputs = operation.run(ctx);
+      ASSERT_EQ(bench.copy_back(ctx), "");
+      ASSERT_EQ(bench.damage(), "");
+      ASSERT_EQ(outputs.size(), operation.expected.size());
+      std::vector<Bits> bits;
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        ASSERT_EQ(lab.damage(outputs[i]), "");
+        const HostCopy copy = copy_to_host(ctx, outputs[i]);
+        bits.push_back(bits_of(copy.tensor));
+        const Share share = share_of(copy.tensor, operation.expected[i]);
+        EXPECT_LE(share.worst, 1) << "output " << i << ", " << share.where;
+        if (share.worst >= worst.worst) worst = share;
+      }
+      if (repetition == 0) first = bits;
+      EXPECT_TRUE(bits == first) << "the same call gives other bits";
+      if (::testing::Test::HasFailure()) return;
+    }
   }
+}
+
+void report_share(const std::string& op, const std::string& level, const Share& share, double smallest) {
+  std::printf("[  share   ] %s %s: %.3f (%s)\n", op.c_str(), level.c_str(), share.worst, share.where.c_str());
+  ::testing::Test::RecordProperty(op + "." + level + ".worst_share", concat(share.worst));
+  EXPECT_GE(share.worst, smallest) << op << " on " << level << ": the tolerance is too loose to test anything";
+}
+
+void report_shares(const std::string& op, const std::map<Isa, Share>& worst, double smallest) {
+  for (const auto& [isa, share] : worst) report_share(op, std::string(name_of(isa)), share, smallest);
 }
 
 std::string describe(const Ragged& ragged) {

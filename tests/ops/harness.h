@@ -15,6 +15,11 @@
 //     be tiny, since a formula that nothing comes near tests nothing;
 //   - results are the same bits for any number of threads, and on AVX2 and AVX-512.
 //
+// check_on_cuda() runs the same cases on a CUDA device, or says why it cannot: tensors are copied into guarded device
+// memory, once no further aligned than to their elements and once as allocations are, and copied back afterwards, so
+// that the same references and the same checks of guards, inputs and arena apply. An operation finds a tensor's copy by
+// Workbench::at(ctx). Cases with bf16 activations are for CUDA alone; written_in_bf16() is what they expect.
+//
 // To add an operator: <op>_reference.h, <op>_test.cc with a list of cases, a line in CMakeLists.txt.
 // A mode is a function over Op; check_forward() is one. References take float64 operands in a struct of named matrices,
 // so that a mode may also call them on operands that no float32 tensor holds.
@@ -47,6 +52,21 @@ inline constexpr Range kPositive{0.5, 1.5};
 
 enum class Alignment { element, none };
 
+class Workbench;
+
+// Tensors where a context computes.
+class Located {
+ public:
+  Located(const Workbench& bench, const Context& ctx) : bench_(bench), on_device_(on_cuda(ctx.device)) {}
+  Tensor operator()(const Tensor& t) const;
+  Param operator()(Param p) const;
+  std::vector<Param> operator()(std::vector<Param> params) const;
+
+ private:
+  const Workbench& bench_;
+  bool on_device_;
+};
+
 // Owns the tensors of one case, remembers what was in them, and knows what an operator may change.
 class Workbench {
  public:
@@ -58,9 +78,9 @@ class Workbench {
   // Dense, of any floating-point type; bf16 and f16 elements are rounded from the range.
   Tensor tensor(Shape shape, Range range, DType dtype = DType::f32, Alignment alignment = Alignment::element);
   // Columns in the middle of a wider matrix of NaN; dense when `strided` is false.
-  Tensor matrix(int64_t rows, int64_t cols, Range range, bool strided);
+  Tensor matrix(int64_t rows, int64_t cols, Range range, bool strided, DType dtype = DType::f32);
   // Holds NaN until an operator writes it.
-  Tensor output(int64_t rows, int64_t cols, bool strided);
+  Tensor output(int64_t rows, int64_t cols, bool strided, DType dtype = DType::f32);
   Tensor integers(const std::vector<int64_t>& values, DType dtype = DType::i64);
   Tensor floats(const std::vector<float>& values);
   Param param(const Tensor& value) { return {"weight", value, Packing::rows}; }
@@ -77,6 +97,15 @@ class Workbench {
   void restore();
   // What was changed although it must not be, or empty.
   std::string damage();
+
+  // The tensors as `ctx` needs them: themselves, or their copies on its device.
+  [[nodiscard]] Located at(const Context& ctx) const { return {*this, ctx}; }
+  // Copies everything into device memory, `aligned` as allocations are or no further than here, and back. copy_back()
+  // says which guards were changed there, or nothing.
+  void copy_to_device(const Context& ctx, bool aligned);
+  std::string copy_back(const Context& ctx);
+  // A tensor's copy on the device; `t` itself where there is none.
+  [[nodiscard]] Tensor device_copy(const Tensor& t) const;
 
  private:
   struct Block;
@@ -117,18 +146,33 @@ ThreadPool& threads(int threads);
 // A context with an arena of its own whose memory is NaN.
 class Lab {
  public:
-  explicit Lab(int thread_count = 1);
-  Context ctx() { return {{}, threads(thread_count_), *arena_}; }
+  explicit Lab(int thread_count = 1, Device device = {});
+  Context ctx();
   // Empty unless something was written behind `t` in the arena, up to the next allocation.
   [[nodiscard]] std::string damage(const Tensor& t) const;
 
  private:
   int thread_count_;
+  Device device_;
+  Stream stream_;
+  std::unique_ptr<HostRoom> host_room_;
   std::unique_ptr<Arena> arena_;
   const char* base_;
 };
 
-// The elements of a matrix, bit by bit.
+// Whether there is a CUDA device to test on; else `why` says why not.
+bool has_cuda(std::string& why);
+// A copy of a tensor of either memory in the host's, dense; it owns its elements.
+struct HostCopy {
+  std::vector<char> memory;
+  Tensor tensor;
+};
+HostCopy copy_to_host(const Context& ctx, const Tensor& t);
+
+// What is expected of an operator that writes bf16: its results, rounded once more.
+reference::Expected written_in_bf16(reference::Expected expected);
+
+// The elements of a matrix, bit by bit; 16 bits of bf16.
 using Bits = std::vector<uint32_t>;
 Bits bits_of(const Tensor& t);
 
@@ -146,6 +190,30 @@ inline constexpr int kThreadCounts[] = {1, 2, 3, 7};
 // by level.
 void check_operation(Workbench& bench, const Operation& operation, std::map<Isa, Share>& worst);
 void report_shares(const std::string& op, const std::map<Isa, Share>& worst, double smallest = kSmallestShare);
+
+// The same for check_on_cuda().
+void check_operation_on_cuda(Workbench& bench, const Operation& operation, Share& worst);
+void report_share(const std::string& op, const std::string& level, const Share& share, double smallest);
+
+template <class Case>
+void check_on_cuda(const Op<Case>& op) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  Share worst;
+  uint64_t seed = 1;
+  for (const Case& c : op.cases) {
+    const std::string name = op.name + " " + op.describe(c);
+    SCOPED_TRACE(name);
+    Workbench bench(seed++);
+    const Operation operation = op.make(bench, c);
+    bench.snapshot();
+    Share share;
+    check_operation_on_cuda(bench, operation, share);
+    if (share.worst >= worst.worst) worst = {share.worst, name + ", " + share.where};
+    if (::testing::Test::HasFailure()) return;
+  }
+  if (!op.exact) report_share(op.name, "cuda", worst, op.smallest_share);
+}
 
 template <class Case>
 void check_forward(const Op<Case>& op) {

@@ -11,16 +11,23 @@ struct Case {
   bool weight = true, bias = true, strided = false;
   Range range = kMixed;
   float eps = 1e-5f;
+  DType from = DType::f32, to = DType::f32;
 };
 
 Operation make(Workbench& bench, const Case& c) {
-  const Tensor x = bench.matrix(c.rows, c.width, c.range, c.strided);
+  const Tensor x = bench.matrix(c.rows, c.width, c.range, c.strided, c.from);
   const Param weight = c.weight ? bench.param(bench.tensor({c.width}, kMixed)) : Param{};
   const Param bias = c.bias ? bench.param(bench.tensor({c.width}, kMixed)) : Param{};
   const reference::LayerNormInputs in{reference::matrix_of(x), reference::matrix_of(weight.value),
                                       reference::matrix_of(bias.value), static_cast<double>(c.eps)};
-  const auto run = [=](Context& ctx) { return std::vector{layer_norm(ctx, x, weight, bias, c.eps)}; };
-  return {run, {reference::layer_norm(in)}};
+  const auto run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    ctx.activations = c.to;
+    return std::vector{layer_norm(ctx, at(x), at(weight), at(bias), c.eps)};
+  };
+  reference::Expected want = reference::layer_norm(in);
+  if (c.to == DType::bf16) want = written_in_bf16(std::move(want));
+  return {run, {std::move(want)}};
 }
 
 std::string describe(const Case& c) {
@@ -30,7 +37,7 @@ std::string describe(const Case& c) {
 
 // Rows 0 and beyond a task; widths around a vector; rows far from zero, equal elements, and magnitudes where squares
 // come near the ends of float32.
-TEST(LayerNorm, Forward) {
+Op<Case> op() {
   Op<Case> op{"layer_norm", {}, describe, make};
   int64_t i = 0;
   for (const int64_t rows : {0, 1, 5, 8, 9, 17}) {
@@ -44,7 +51,18 @@ TEST(LayerNorm, Forward) {
   op.cases.push_back({3, 40, true, true, false, {-1e18, 1e18}});
   op.cases.push_back({3, 40, true, false, false, {-1e-18, 1e-18}, 1e-12f});
   op.cases.push_back({3, 40, true, true, false, {0, 0}});
-  check_forward(op);
+  return op;
+}
+
+TEST(LayerNorm, Forward) { check_forward(op()); }
+TEST(LayerNorm, OnCuda) { check_on_cuda(op()); }
+TEST(LayerNorm, Bf16OnCuda) {
+  for (const DType from : {DType::f32, DType::bf16}) {
+    Op<Case> rounded = op();
+    rounded.name += concat(" of ", name_of(from), " in bf16");
+    for (Case& c : rounded.cases) c.from = from, c.to = DType::bf16;
+    check_on_cuda(rounded);
+  }
 }
 
 TEST(LayerNorm, RowIsTheSameAloneAndNanStaysInIt) {

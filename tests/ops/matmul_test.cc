@@ -16,20 +16,21 @@ struct Case {
   bool strided = false, bias = false, add = false, in_place = false;
   float alpha = 1;
   Arithmetic arithmetic = Arithmetic::f32;
+  DType activations = DType::f32;
 };
 
 Operation make(Workbench& bench, const Case& c) {
-  const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided);
+  const Tensor x = bench.matrix(c.rows, c.in, c.range, c.strided, c.activations);
   const Tensor rows = bench.tensor({c.out, c.in}, c.range, c.dtype, Alignment::none);
-  const Param weight = packed(bench, rows, c.arithmetic);
+  const Param weight = packed(bench, rows, c.arithmetic), plain = unpacked(bench, rows, c.arithmetic);
   Epilogue epilogue;
   epilogue.alpha = c.alpha;
   if (c.bias) epilogue.bias = bench.tensor({c.out}, kMixed);
-  if (c.add || c.in_place) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided);
+  if (c.add || c.in_place) epilogue.add = bench.matrix(c.rows, c.out, kMixed, c.strided, c.activations);
   if (c.in_place) {
     epilogue.out = epilogue.add;
   } else if (c.strided) {
-    epilogue.out = bench.output(c.rows, c.out, true);
+    epilogue.out = bench.output(c.rows, c.out, true, c.activations);
   }
   if (epilogue.out) bench.writable(epilogue.out);
   reference::MatmulInputs in{reference::matrix_of(x), reference::matrix_of(rows), reference::matrix_of(epilogue.bias),
@@ -39,7 +40,15 @@ Operation make(Workbench& bench, const Case& c) {
     in.x = rounded_to_bf16(in.x);
     in.weight = rounded_to_bf16(in.weight);
   }
-  return {[=](Context& ctx) { return std::vector{matmul(ctx, x, weight, epilogue)}; }, {reference::matmul(in)}, rounds};
+  reference::Expected want = reference::matmul(in);
+  if (c.activations == DType::bf16) want = written_in_bf16(std::move(want));
+  const auto run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    const Epilogue located{epilogue.alpha, at(epilogue.bias), at(epilogue.add), at(epilogue.out)};
+    ctx.activations = c.activations;
+    return std::vector{matmul(ctx, at(x), on_cuda(ctx.device) ? at(plain) : weight, located)};
+  };
+  return {run, {std::move(want)}, rounds};
 }
 
 Op<Case> op() {
@@ -94,6 +103,64 @@ Op<Case> op() {
 }
 
 TEST(Matmul, Forward) { check_forward(op()); }
+
+// What the library multiplies, beyond a few rows and with aligned operands, and whole tiles of few.
+Op<Case> aligned_in_bf16() {
+  Op<Case> aligned = op();
+  aligned.name += " aligned in bf16";
+  aligned.cases.clear();
+  int64_t i = 0;
+  for (const int64_t rows : {1, 3, 8, 9, 16, 17, 40, 130}) {
+    for (const int64_t in : {8, 64, 264, 2048}) {
+      for (const int64_t out : {16, 40, 257, 512}) {
+        aligned.cases.push_back({rows, in, out, DType::bf16, i % 2 == 0 ? kMixed : kPositive, false, i % 3 == 0,
+                                 i % 5 < 2, i % 4 == 3, i % 7 < 4 ? 1.0f : -0.75f, Arithmetic::bf16});
+        ++i;
+      }
+    }
+  }
+  return aligned;
+}
+Op<Case> with_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+TEST(Matmul, OnCuda) {
+  check_on_cuda(op());
+  check_on_cuda(aligned_in_bf16());
+}
+TEST(Matmul, Bf16OnCuda) {
+  check_on_cuda(with_bf16(op()));
+  check_on_cuda(with_bf16(aligned_in_bf16()));
+}
+
+// In f32 arithmetic a row's bits are those of the row alone, whatever kernel takes how many rows.
+TEST(Matmul, RowIsTheSameAloneOnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  for (const Shape shape : {Shape(40, 96), Shape(1100, 2048), Shape(2100, 256), Shape(4200, 64), Shape(30, 33)}) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Workbench bench(7);
+      const Tensor x = bench.matrix(37, shape[1], kMixed, false);
+      const Param weight = unpacked(bench, bench.tensor(shape, kMixed, dtype));
+      Lab lab(1, {DeviceType::cuda, 0});
+      Context ctx = lab.ctx();
+      bench.snapshot();
+      bench.copy_to_device(ctx, true);
+      const Located at = bench.at(ctx);
+      const Bits all = bits_of(copy_to_host(ctx, matmul(ctx, at(x), at(weight))).tensor);
+      for (const int64_t row : {0, 5, 36}) {
+        for (const int64_t count : {1, 2, 9}) {
+          if (row + count > x.rows()) continue;
+          const Bits some = bits_of(copy_to_host(ctx, matmul(ctx, at(x).slice(row, row + count), at(weight))).tensor);
+          EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin() + row * shape[0]))
+              << shape[0] << " x " << shape[1] << ", " << count << " rows from " << row;
+        }
+      }
+    }
+  }
+}
 
 constexpr Shape kPackedShapes[] = {{19, 35}, {16, 32}, {1, 1}, {33, 130}, {50, 7}, {160, 100}, {15, 64}};
 

@@ -15,10 +15,12 @@ constexpr float kNan = __builtin_nanf(""), kInfinity = __builtin_inff();
 // Indices as the harness compares them: small integers are exact in float32.
 class AsFloats {
  public:
-  std::vector<Tensor> operator()(const Routes& r) {
+  std::vector<Tensor> operator()(const Context& ctx, const Routes& r) {
     memory_.clear();
     std::vector<Tensor> outputs = {r.weights};
-    for (const Tensor& indices : {r.experts, r.offsets, r.tokens, r.rows}) {
+    for (const Tensor& where : {r.experts, r.offsets, r.tokens, r.rows}) {
+      const HostCopy copy = copy_to_host(ctx, where);
+      const Tensor& indices = copy.tensor;
       const int64_t* from = indices.ptr<int64_t>();
       memory_.emplace_back(from, from + indices.size());
       outputs.emplace_back(memory_.back().data(), DType::f32, Shape(indices.rows(), indices.cols()));
@@ -49,7 +51,10 @@ Operation make_route(Workbench& bench, const RouteCase& c) {
   const reference::RouteExpected e =
       reference::route({reference::matrix_of(logits), reference::matrix_of(bias.value), c.router});
   const auto as_floats = std::make_shared<AsFloats>();
-  return {[=](Context& ctx) { return (*as_floats)(route(ctx, logits, c.router, bias)); },
+  return {[=, &bench](Context& ctx) {
+            const Located at = bench.at(ctx);
+            return (*as_floats)(ctx, route(ctx, at(logits), c.router, at(bias)));
+          },
           {e.weights, e.experts, e.offsets, e.tokens, e.rows}};
 }
 
@@ -75,10 +80,12 @@ Op<RouteCase> softmax_cases(Routing routing) {
   return op;
 }
 
+TEST(Route, SoftmaxOfTopOnCuda) { check_on_cuda(softmax_cases(Routing::softmax_of_top)); }
+TEST(Route, TopOfSoftmaxOnCuda) { check_on_cuda(softmax_cases(Routing::top_of_softmax)); }
 TEST(Route, SoftmaxOfTop) { check_forward(softmax_cases(Routing::softmax_of_top)); }
 TEST(Route, TopOfSoftmax) { check_forward(softmax_cases(Routing::top_of_softmax)); }
 
-TEST(Route, SigmoidGroups) {
+Op<RouteCase> sigmoid_cases() {
   Op<RouteCase> op{"sigmoid_groups", {}, describe_route, make_route};
   int64_t i = 0;
   for (const int64_t tokens : {0, 1, 7, 100}) {
@@ -98,8 +105,11 @@ TEST(Route, SigmoidGroups) {
       ++i;
     }
   }
-  check_forward(op);
+  return op;
 }
+
+TEST(Route, SigmoidGroups) { check_forward(sigmoid_cases()); }
+TEST(Route, SigmoidGroupsOnCuda) { check_on_cuda(sigmoid_cases()); }
 
 Routes route_of(Context& ctx, std::vector<float> logits, const Router& router, std::vector<float> bias = {}) {
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
@@ -232,16 +242,49 @@ TEST(ExpertRows, PutsEveryTokenBesideItsExpertsOthers) {
   EXPECT_THROW(expert_rows(ctx, x.slice(0, 19), r), Error);
 }
 
+// More pairs than one warp sorts, and x as the experts read it.
+TEST(ExpertRows, OnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  constexpr int64_t kTokens = 300, kTop = 4, kExperts = 37, kWidth = 40;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Workbench bench(7);
+    const Tensor logits = bench.matrix(kTokens, kExperts, kMixed, true);
+    const Tensor x = bench.matrix(kTokens, kWidth, kMixed, true, dtype);
+    bench.snapshot();
+    Lab lab(1, {DeviceType::cuda, 0});
+    Context ctx = lab.ctx();
+    bench.copy_to_device(ctx, true);
+    const Located at = bench.at(ctx);
+    const Routes r = route(ctx, at(logits), {Routing::softmax_of_top, kTop});
+    const HostCopy y = copy_to_host(ctx, expert_rows(ctx, at(x), r)), experts = copy_to_host(ctx, r.experts),
+                   rows = copy_to_host(ctx, r.rows), offsets = copy_to_host(ctx, r.offsets);
+    ASSERT_EQ(y.tensor.rows(), kTokens * kTop);
+    std::vector<int64_t> last(kExperts, -1);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      for (int64_t k = 0; k < kTop; ++k) {
+        const int64_t row = rows.tensor.row<int64_t>(t)[k], expert = experts.tensor.row<int64_t>(t)[k];
+        ASSERT_EQ(bits_of(y.tensor.slice(row, row + 1)), bits_of(x.slice(t, t + 1)));
+        ASSERT_GE(row, offsets.tensor.ptr<int64_t>()[expert]);
+        ASSERT_LT(row, offsets.tensor.ptr<int64_t>()[expert + 1]);
+        ASSERT_GT(row, last[static_cast<size_t>(expert)]) << "tokens of an expert are in order";
+        last[static_cast<size_t>(expert)] = row;
+      }
+    }
+  }
+}
+
 struct CombineCase {
   int64_t tokens, top_k, width;
   bool strided = false, add = false, in_place = false;
   float alpha = 1;
   Range range = kMixed;
+  DType activations = DType::f32;
 };
 
 Operation make_combine(Workbench& bench, const CombineCase& c) {
   const int64_t pairs = c.tokens * c.top_k;
-  const Tensor x = bench.matrix(pairs, c.width, c.range, c.strided);
+  const Tensor x = bench.matrix(pairs, c.width, c.range, c.strided, c.activations);
   const Tensor weights = bench.matrix(c.tokens, c.top_k, {0, 1}, false);
   std::vector<int64_t> rows(static_cast<size_t>(pairs));
   for (int64_t i = 0; i < pairs; ++i) rows[static_cast<size_t>(i)] = (i * 7 + 3) % std::max<int64_t>(pairs, 1);
@@ -259,10 +302,20 @@ Operation make_combine(Workbench& bench, const CombineCase& c) {
   if (epilogue.out) bench.writable(epilogue.out);
   const reference::CombineInputs in{reference::matrix_of(x), reference::matrix_of(weights), rows,
                                     reference::matrix_of(epilogue.add), static_cast<double>(c.alpha)};
-  return {[=](Context& ctx) { return std::vector{combine(ctx, x, routes, epilogue)}; }, {reference::combine(in)}};
+  const auto run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    Routes there;
+    there.weights = at(routes.weights);
+    there.rows = at(routes.rows);
+    Epilogue with = epilogue;
+    with.add = at(epilogue.add);
+    with.out = at(epilogue.out);
+    return std::vector{combine(ctx, at(x), there, with)};
+  };
+  return {run, {reference::combine(in)}};
 }
 
-TEST(Combine, Forward) {
+Op<CombineCase> combine_cases(DType activations) {
   Op<CombineCase> op{"combine", {}, {}, make_combine};
   op.describe = [](const CombineCase& c) {
     return concat(c.tokens, " tokens, ", c.top_k, " experts, width ", c.width, c.strided ? " strided" : "",
@@ -276,13 +329,17 @@ TEST(Combine, Forward) {
     for (const int64_t top_k : {1, 2, 8, 22}) {
       for (const int64_t width : {1, 16, 33, 512, 513, 1100}) {
         op.cases.push_back({tokens, top_k, width, i % 3 == 0, i % 4 < 2, i % 5 == 3, i % 2 == 0 ? 1.0f : -0.22f,
-                            i % 4 == 0 ? kPositive : kMixed});
+                            i % 4 == 0 ? kPositive : kMixed, activations});
         ++i;
       }
     }
   }
-  check_forward(op);
+  return op;
 }
+
+TEST(Combine, Forward) { check_forward(combine_cases(DType::f32)); }
+TEST(Combine, OnCuda) { check_on_cuda(combine_cases(DType::f32)); }
+TEST(Combine, Bf16OnCuda) { check_on_cuda(combine_cases(DType::bf16)); }
 
 TEST(Combine, TokenIsTheSameAloneAndNanStaysInIt) {
   Workbench bench(8);

@@ -14,6 +14,22 @@ inline Param packed(Workbench& bench, const Tensor& rows, Arithmetic arithmetic 
   return {"weight", pack_weight(threads(1), {&rows, 1}, dtype, memory.data), Packing::tiles, arithmetic};
 }
 
+// The same as rows in f32 or bf16, as a device's memory has them.
+inline Param unpacked(Workbench& bench, const Tensor& rows, Arithmetic arithmetic = Arithmetic::f32) {
+  const bool narrow = arithmetic == Arithmetic::bf16 || rows.dtype == DType::bf16;
+  const Tensor t = bench.tensor(rows.shape, {0, 0}, narrow ? DType::bf16 : DType::f32);
+  const reference::Matrix values = reference::matrix_of(rows);
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    const auto value = static_cast<float>(values[i]);
+    if (narrow) {
+      t.ptr<BFloat16>()[i] = to_bf16(value);
+    } else {
+      t.ptr<float>()[i] = value;
+    }
+  }
+  return {"weight", t, Packing::rows, arithmetic};
+}
+
 inline reference::Matrix rounded_to_bf16(reference::Matrix m) {
   for (double& value : m.values) value = double{to_float(to_bf16(static_cast<float>(value)))};
   return m;

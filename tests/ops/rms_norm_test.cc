@@ -13,11 +13,12 @@ struct Case {
   Range range = kMixed, gate = {-4, 4};
   float eps = 1e-5f;
   bool norm_before_gate = false;
+  DType from = DType::f32, to = DType::f32;
 };
 
 Operation make(Workbench& bench, const Case& c) {
-  const Tensor x = bench.matrix(c.rows, c.width, c.range, c.strided);
-  const Tensor z = c.gated ? bench.matrix(c.rows, c.width, c.gate, c.strided) : Tensor{};
+  const Tensor x = bench.matrix(c.rows, c.width, c.range, c.strided, c.from);
+  const Tensor z = c.gated ? bench.matrix(c.rows, c.width, c.gate, c.strided, c.from) : Tensor{};
   const Param weight = c.weight ? bench.param(bench.tensor({c.width}, kMixed)) : Param{};
   const reference::RmsNormInputs in{reference::matrix_of(x),
                                     reference::matrix_of(z),
@@ -25,11 +26,15 @@ Operation make(Workbench& bench, const Case& c) {
                                     static_cast<double>(c.eps),
                                     c.groups,
                                     c.norm_before_gate};
-  const auto run = [=](Context& ctx) {
-    return std::vector{c.gated ? gated_rms_norm(ctx, x, z, weight, c.eps, c.groups, c.norm_before_gate)
-                               : rms_norm(ctx, x, weight, c.eps)};
+  const auto run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    ctx.activations = c.to;
+    return std::vector{c.gated ? gated_rms_norm(ctx, at(x), at(z), at(weight), c.eps, c.groups, c.norm_before_gate)
+                               : rms_norm(ctx, at(x), at(weight), c.eps)};
   };
-  return {run, {reference::rms_norm(in)}};
+  reference::Expected want = reference::rms_norm(in);
+  if (c.to == DType::bf16) want = written_in_bf16(std::move(want));
+  return {run, {std::move(want)}};
 }
 
 std::string describe(const Case& c) {
@@ -79,6 +84,24 @@ Op<Case> gated() {
 
 TEST(RmsNorm, Forward) { check_forward(plain()); }
 TEST(RmsNorm, GatedForward) { check_forward(gated()); }
+
+Op<Case> in_bf16(Op<Case> op, DType from) {
+  op.name += concat(" of ", name_of(from), " in bf16");
+  for (Case& c : op.cases) c.from = from, c.to = DType::bf16;
+  // Rows that do not fit into shared memory, and whole packs of a wide row.
+  op.cases.push_back(op.cases.back());
+  op.cases.back().width = 16384;
+  return op;
+}
+TEST(RmsNorm, OnCuda) {
+  check_on_cuda(plain());
+  check_on_cuda(gated());
+}
+TEST(RmsNorm, Bf16OnCuda) {
+  check_on_cuda(in_bf16(plain(), DType::f32));
+  check_on_cuda(in_bf16(plain(), DType::bf16));
+  check_on_cuda(in_bf16(gated(), DType::bf16));
+}
 
 TEST(RmsNorm, RowIsTheSameAloneAndNanStaysInIt) {
   Workbench bench(1);

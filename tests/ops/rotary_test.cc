@@ -14,6 +14,7 @@ struct Case {
   int64_t heads = 3, head_dim = 16, pairs = 8;
   bool interleaved = false, in_place = false, strided = false;
   float scaling = 1, alpha = 1;
+  DType activations = DType::f32;
 };
 
 struct Operands {
@@ -31,8 +32,8 @@ Operands operands(Workbench& bench, const Case& c) {
     if (o.sequences.slots[s] >= 0 && next < c.past.size()) o.sequences.past[s] = c.past[next++];
   }
   const int64_t tokens = o.sequences.offsets.back(), width = c.heads * c.head_dim;
-  o.x = bench.matrix(tokens, width, kMixed, c.strided);
-  o.out = c.in_place ? o.x : c.strided ? bench.output(tokens, width, true) : Tensor();
+  o.x = bench.matrix(tokens, width, kMixed, c.strided, c.activations);
+  o.out = c.in_place ? o.x : c.strided ? bench.output(tokens, width, true, c.activations) : Tensor();
   if (o.out) bench.writable(o.out);
   std::vector<float> f;
   for (int64_t i = 0; i < c.pairs; ++i) {
@@ -67,13 +68,25 @@ Op<Case> op() {
         reference::rotary({reference::matrix_of(o.x), reference::matrix_of(o.rotary.inverse_frequencies), c.heads,
                            c.interleaved, static_cast<double>(c.scaling), static_cast<double>(c.alpha)},
                           o.sequences);
-    return Operation{[=](Context& ctx) { return std::vector{rotary(ctx, o.x, c.heads, o.rotary, batch, o.out)}; },
+    if (c.activations == DType::bf16) want = written_in_bf16(std::move(want));
+    return Operation{[=, &bench](Context& ctx) {
+                       const Located at = bench.at(ctx);
+                       return std::vector{rotary(ctx, at(o.x), c.heads, o.rotary, batch, at(o.out))};
+                     },
                      {std::move(want)}};
   };
   return op;
 }
 
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
 TEST(Rotary, Forward) { check_forward(op()); }
+TEST(Rotary, OnCuda) { check_on_cuda(op()); }
+TEST(Rotary, Bf16OnCuda) { check_on_cuda(in_bf16(op())); }
 
 TEST(Rotary, AnySplitIsTheSame) {
   for (const bool interleaved : {false, true}) {

@@ -20,6 +20,7 @@ struct Case {
   Range dt = {-4, 2}, A = {-4, -0.05};  // time steps as softplus makes them from trained models' values
   Range gate = {-4, 4};
   DType held = DType::f32;  // the state
+  DType activations = DType::f32;
 };
 
 struct Operands {
@@ -30,14 +31,14 @@ struct Operands {
 Operands operands(Workbench& bench, const Case& c) {
   Operands o;
   const int64_t tokens = sequences_of(c.ragged).offsets.back();
-  o.in.x = bench.matrix(tokens, c.channels, c.range, c.strided);
-  o.in.dt = bench.matrix(tokens, c.channels, c.dt, c.strided);
-  o.in.B = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
-  o.in.C = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
+  o.in.x = bench.matrix(tokens, c.channels, c.range, c.strided, c.activations);
+  o.in.dt = bench.matrix(tokens, c.channels, c.dt, c.strided, c.activations);
+  o.in.B = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided, c.activations);
+  o.in.C = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided, c.activations);
   o.in.A = bench.matrix(c.channels, c.d_state, c.A, c.strided);
   if (c.D) o.in.D = bench.tensor({c.channels}, kMixed);
   if (c.dt_bias) o.in.dt_bias = bench.tensor({c.channels}, {-1, 1});
-  if (c.z) o.in.z = bench.matrix(tokens, c.channels, c.gate, c.strided);
+  if (c.z) o.in.z = bench.matrix(tokens, c.channels, c.gate, c.strided, c.activations);
   o.in.groups = c.groups;
   if (c.ragged.slots != Slots::none) {
     o.state = bench.tensor({ragged_pool_rows(c.ragged), c.channels, c.d_state}, c.range, c.held);
@@ -60,6 +61,11 @@ std::string describe_case(const Case& c) {
                 c.held == DType::bf16 ? " state in bf16" : "");
 }
 
+SelectiveScan located(const Located& at, SelectiveScan in) {
+  for (Tensor* t : {&in.x, &in.dt, &in.B, &in.C, &in.A, &in.D, &in.dt_bias, &in.z}) *t = at(*t);
+  return in;
+}
+
 Operation make(Workbench& bench, const Case& c) {
   const Operands o = operands(bench, c);
   const reference::Sequences sequences = sequences_of(c.ragged);
@@ -69,11 +75,13 @@ Operation make(Workbench& bench, const Case& c) {
   }
   reference::SelectiveScanExpected want = reference::selective_scan(inputs(o), sequences);
   Operation operation;
-  operation.run = [=](Context& ctx) {
-    std::vector outputs{selective_scan(ctx, o.in, batch, o.state)};
-    if (o.state) outputs.push_back(o.state);
+  operation.run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    std::vector outputs{selective_scan(ctx, located(at, o.in), batch, at(o.state))};
+    if (o.state) outputs.push_back(at(o.state));
     return outputs;
   };
+  if (c.activations == DType::bf16) want.y = written_in_bf16(std::move(want.y));
   operation.expected.push_back(std::move(want.y));
   if (o.state) operation.expected.push_back(std::move(want.state));
   return operation;
@@ -140,9 +148,32 @@ Op<Case> with_bf16_state(Op<Case> op) {
   return op;
 }
 
+// Several tiles of states and more of them than a lane has.
+Op<Case> for_cuda() {
+  Op<Case> op{"selective_scan on cuda", {}, describe_case, make};
+  for (const int64_t d_state : {16, 48, 64, 100, 128, 250, 256}) {
+    op.cases.push_back({{{33, 1, 70}, Slots::mixed}, 40, d_state});
+    op.cases.push_back({{{1, 1, 1, 1, 0, 1, 1}, Slots::mixed}, 40, d_state});
+  }
+  op.cases.push_back({{{1000}, Slots::permuted}, 24, 16});
+  return op;
+}
+
+Op<Case> in_bf16(Op<Case> op) {
+  op.name += " of bf16";
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
 TEST(SelectiveScan, Forward) { check_forward(shapes()); }
 TEST(SelectiveScan, ForwardWithBf16State) { check_forward(with_bf16_state(shapes())); }
 TEST(SelectiveScan, Extremes) { check_forward(extremes()); }
+TEST(SelectiveScan, OnCuda) { check_on_cuda(shapes()); }
+TEST(SelectiveScan, ExtremesOnCuda) { check_on_cuda(extremes()); }
+TEST(SelectiveScan, LargerOnCuda) { check_on_cuda(for_cuda()); }
+TEST(SelectiveScan, Bf16OnCuda) { check_on_cuda(in_bf16(shapes())); }
+TEST(SelectiveScan, Bf16ExtremesOnCuda) { check_on_cuda(in_bf16(extremes())); }
+TEST(SelectiveScan, Bf16LargerOnCuda) { check_on_cuda(in_bf16(for_cuda())); }
 
 // Inputs near the end of float32's range, where only x is large: results are finite and within tolerance.
 TEST(SelectiveScan, HugeInputs) {

@@ -20,6 +20,7 @@ struct Case {
   float dt_min = 0, dt_max = kInfinity;
   Arithmetic arithmetic = Arithmetic::f32;
   DType held = DType::f32;  // the state
+  DType activations = DType::f32;
 };
 
 struct Operands {
@@ -30,10 +31,10 @@ struct Operands {
 Operands operands(Workbench& bench, const Case& c) {
   Operands o;
   const int64_t tokens = sequences_of(c.ragged).offsets.back(), width = c.heads * c.head_dim;
-  o.in.x = bench.matrix(tokens, width, c.range, c.strided);
-  o.in.dt = bench.matrix(tokens, c.heads, c.dt, c.strided);
-  o.in.B = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
-  o.in.C = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided);
+  o.in.x = bench.matrix(tokens, width, c.range, c.strided, c.activations);
+  o.in.dt = bench.matrix(tokens, c.heads, c.dt, c.strided, c.activations);
+  o.in.B = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided, c.activations);
+  o.in.C = bench.matrix(tokens, c.groups * c.d_state, c.range, c.strided, c.activations);
   o.in.A = bench.tensor({c.heads}, c.A);
   if (c.D != Case::none) o.in.D = bench.tensor({c.D == Case::per_head ? c.heads : width}, kMixed);
   if (c.dt_bias) o.in.dt_bias = bench.tensor({c.heads}, {-1, 1});
@@ -76,6 +77,11 @@ std::string describe_case(const Case& c) {
                 in("A", c.A), " limits ", c.dt_min, " ", c.dt_max, c.held == DType::bf16 ? " state in bf16" : "");
 }
 
+SsdScan located(const Located& at, SsdScan in) {
+  for (Tensor* t : {&in.x, &in.dt, &in.B, &in.C, &in.A, &in.D, &in.dt_bias}) *t = at(*t);
+  return in;
+}
+
 Operation make(Workbench& bench, const Case& c) {
   const Operands o = operands(bench, c);
   const reference::Sequences sequences = sequences_of(c.ragged);
@@ -85,11 +91,13 @@ Operation make(Workbench& bench, const Case& c) {
   }
   reference::SsdScanExpected want = reference::ssd_scan(inputs(o), sequences);
   Operation operation;
-  operation.run = [=](Context& ctx) {
-    std::vector outputs{ssd_scan(ctx, o.in, batch, o.state)};
-    if (o.state) outputs.push_back(o.state);
+  operation.run = [=, &bench](Context& ctx) {
+    const Located at = bench.at(ctx);
+    std::vector outputs{ssd_scan(ctx, located(at, o.in), batch, at(o.state))};
+    if (o.state) outputs.push_back(at(o.state));
     return outputs;
   };
+  if (c.activations == DType::bf16) want.y = written_in_bf16(std::move(want.y));
   operation.expected.push_back(std::move(want.y));
   if (o.state) operation.expected.push_back(std::move(want.state));
   operation.tiled = c.arithmetic == Arithmetic::bf16;
@@ -212,6 +220,33 @@ TEST(SsdScan, Bf16StateForgetsSlowly) {
     EXPECT_NEAR(after / before, remembered, 0.02) << name_of(isa);
   });
 }
+
+// Sequences of several segments, each with a state of its own; more states and rows than a tile has.
+Op<Case> for_cuda() {
+  Op<Case> op{"ssd_scan on cuda", {}, describe_case, make};
+  op.cases.push_back({{{700, 1, 300, 256, 257}, Slots::mixed}, 2, 16, 24});
+  op.cases.push_back({{{600}, Slots::none}, 2, 64, 128});
+  op.cases.push_back({{{5000}, Slots::permuted}, 1, 8, 16});
+  op.cases.push_back({{{70, 1}, Slots::permuted}, 2, 128, 256});
+  op.cases.push_back({{{130, 1}, Slots::permuted}, 3, 80, 128});
+  op.cases.push_back({{{1, 1, 1, 0, 1}, Slots::mixed}, 4, 64, 256});
+  op.cases.push_back({{{70, 1}, Slots::permuted}, 2, 20, 200});
+  return op;
+}
+
+// What a kernel may do with bf16 activations: round operands of products, too.
+Op<Case> of_bf16(Op<Case> op) {
+  op = in_bf16(std::move(op));
+  for (Case& c : op.cases) c.activations = DType::bf16;
+  return op;
+}
+
+TEST(SsdScan, OnCuda) { check_on_cuda(shapes()); }
+TEST(SsdScan, ExtremesOnCuda) { check_on_cuda(extremes()); }
+TEST(SsdScan, LargerOnCuda) { check_on_cuda(for_cuda()); }
+TEST(SsdScan, Bf16OnCuda) { check_on_cuda(of_bf16(shapes())); }
+TEST(SsdScan, Bf16ExtremesOnCuda) { check_on_cuda(of_bf16(extremes())); }
+TEST(SsdScan, Bf16LargerOnCuda) { check_on_cuda(of_bf16(for_cuda())); }
 
 // Below AMX level bf16 arithmetic is float32, bit for bit; at it, sequences too short for tiles are.
 TEST(SsdScan, ShortSequencesAreFloat32) {

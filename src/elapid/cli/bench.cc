@@ -78,7 +78,9 @@ void run(const Options& o) {
   const std::string name = o.config ? *o.config : o.model.folder().string();
   const auto threads = o.model.start_threads();
   const Stopwatch load;
-  const auto model = config ? random_model(*config, *threads, 1, o.model.precision) : o.model.load(name, *threads);
+  const auto model =
+      config ? random_model(*config, *threads, 1, o.model.precision, o.model.device) : o.model.load(name, *threads);
+  if (config) note_memory_plan(*model);
   const double load_seconds = load.seconds();
   Engine engine(
       *model, *threads,
@@ -106,9 +108,10 @@ void run(const Options& o) {
                             2.0 * static_cast<double>(engine.states().bytes_per_sequence() * o.batch);
   const double of_bandwidth = step_bytes / step / (ceilings.read_gb_s * 1e9);
   const double tflops = weights.precision == Precision::f32 ? ceilings.tflops : ceilings.bf16_tflops;
-  const double of_compute = 2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (tflops * 1e12);
+  const double of_compute =
+      tflops > 0 ? 2.0 * static_cast<double>(weights.matrix_elements) * prefill_rate / (tflops * 1e12) : 0;
   const OrderedJson json = {{"model", name},
-                            {"device", "cpu"},
+                            {"device", on_cuda(model->device()) ? concat("cuda:", model->device().index) : "cpu"},
                             {"dtype", name_of(weights.precision)},
                             {"threads", threads->size()},
                             {"batch", o.batch},

@@ -230,7 +230,7 @@ struct Loss {
   int64_t count = 0;
 
   void add(Engine& engine, const Tensor& logits, int64_t* labels) {
-    Context ctx = engine.context();
+    Context ctx = engine.host_context();
     const Tensor nll = cross_entropy(ctx, logits, Tensor(labels, DType::i64, {logits.rows()}));
     for (int64_t i = 0; i < logits.rows(); ++i) {
       if (labels[i] == kIgnoreLabel) continue;
@@ -415,32 +415,29 @@ class Forward {
               tokens.value_or(kMostTokens), ", got ", length);
       engine_.states().extend(slot, length);
       for (size_t e = 0; e < spec->entries.size(); ++e) {
-        begin_entry(spec->entries[e], engine_.states().entry(static_cast<int64_t>(e)), static_cast<int64_t>(r),
-                    tokens.value_or(0));
+        begin_entry(static_cast<int64_t>(e), static_cast<int64_t>(r), tokens.value_or(0));
       }
       engine_.states().advance(slot, length);
       begun_ = std::max(begun_, tokens ? length : 0);
     }
   }
 
-  void begin_entry(const StateEntry& entry, const Tensor& memory, int64_t r, int64_t tokens) {
+  void begin_entry(int64_t index, int64_t r, int64_t tokens) {
+    const StateEntry& entry = engine_.model().state_spec()->entries[static_cast<size_t>(index)];
     const Layout layout = layout_of(entry, tokens);
     const int64_t slot = slots_[static_cast<size_t>(r)].index(), width = layout.outer * layout.inner;
     const float* from =
         inputs_.states.at(concat("state.", entry.layer, ".", entry.kind)).values.data() + r * layout.times * width;
     const int64_t times = entry.per_token() ? inputs_.state_lengths[static_cast<size_t>(r)] : layout.times;
+    std::vector<float> values(static_cast<size_t>(entry.shape.size()));  // of the entry, or of one token
     for (int64_t t = 0; t < times; ++t) {
-      float* to = nullptr;
-      if (entry.per_token()) {
-        const int32_t page = engine_.states().page_table().row<int32_t>(slot)[t / kPageTokens];
-        to = memory.ptr<float>() + (page * kPageTokens + t % kPageTokens) * width;
-      } else {
-        to = memory.slice(slot, slot + 1).ptr<float>() + t * width;
-      }
+      float* to = values.data() + (entry.per_token() ? 0 : t * width);
       for (int64_t o = 0; o < layout.outer; ++o) {
         std::copy_n(from + (o * layout.times + t) * layout.inner, layout.inner, to + o * layout.inner);
       }
+      if (entry.per_token()) engine_.states().write_token(slot, index, t, values);
     }
+    if (!entry.per_token()) engine_.states().write(slot, index, values);
   }
 
   void states() {

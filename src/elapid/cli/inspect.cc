@@ -19,13 +19,27 @@ void print_devices(const Options& o) {
   for (const Isa isa : available_isas()) levels.emplace_back(name_of(isa));
   const std::string active(name_of(active_isa()));
   const int threads = o.model.threads > 0 ? static_cast<int>(o.model.threads) : ThreadPool::usable_cores();
-  if (o.json) {
-    const OrderedJson cpu = {{"device", "cpu"}, {"isa", levels}, {"active_isa", active}, {"threads", threads}};
-    return print_json(OrderedJson{{"devices", OrderedJson::array({cpu})}});
-  }
-  std::string list;
+  std::string list, cuda;
   for (const std::string& level : levels) list += " " + level;
-  print(concat("cpu  isa", list, ", uses ", active, "; ", threads, " threads\n"));
+  const OrderedJson cpu = {{"device", "cpu"}, {"isa", levels}, {"active_isa", active}, {"threads", threads}};
+  OrderedJson json{{"devices", OrderedJson::array({cpu})}};
+  if constexpr (kWithCuda) {
+    for (const CudaDevice& device : cuda_devices()) {
+      const std::string name = concat("cuda:", device.index), capability = concat(device.major, ".", device.minor);
+      const bool runs = runs_on(device.major, device.minor);
+      json["devices"].push_back(OrderedJson{{"device", name},
+                                            {"name", device.name},
+                                            {"compute_capability", capability},
+                                            {"bytes", device.bytes},
+                                            {"usable", runs}});
+      cuda += concat(name, "  ", device.name, ", compute capability ", capability, ", ", device.bytes >> 20, " MiB",
+                     runs ? "" : "; not usable: this build has no code for it", "\n");
+    }
+    json["cuda_architectures"] = cuda_architectures();
+    cuda += concat("cuda  built for ", cuda_architectures(), "\n");
+  }
+  if (o.json) return print_json(json);
+  print(concat("cpu  isa", list, ", uses ", active, "; ", threads, " threads\n", cuda));
 }
 
 std::string join_lines(const std::vector<std::string>& parts) {

@@ -7,19 +7,28 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <string_view>
 
 namespace elapid::cli {
 namespace {
 
 constexpr int64_t kMostThreads = 1024;
+constexpr int64_t kPlanTokens = 4096;  // what a sequence's growing memory is counted for
 
-void check_device(const std::string& device) {
-  if (device == "cpu") return;
-  if (device == "cuda" || device.starts_with("cuda:")) {
-    throw UsageError(concat("--device: must be cpu, as this build has no CUDA, got ", device));
+Device parse_device(const std::string& device) {
+  if (device == "cpu") return {};
+  const bool numbered = device.starts_with("cuda:");
+  if (device != "cuda" && !numbered) throw UsageError(concat("--device: must be cpu or cuda[:N], got ", device));
+  if (!kWithCuda) throw UsageError(concat("--device: must be cpu, as this build has no CUDA, got ", device));
+  Device cuda{DeviceType::cuda};
+  if (!numbered) return cuda;
+  const std::string_view digits = std::string_view(device).substr(5);
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), cuda.index);
+  if (error != std::errc() || end != digits.data() + digits.size() || cuda.index < 0) {
+    throw UsageError(concat("--device: must be cpu or cuda[:N], got ", device));
   }
-  throw UsageError(concat("--device: must be cpu or cuda[:N], got ", device));
+  return cuda;
 }
 
 std::optional<Precision> parse_precision(const std::string& dtype) {
@@ -48,7 +57,10 @@ std::filesystem::path bundled_model() {
 
 void ModelOptions::add_folder(Flags& flags) {
   flags.text("--model", "DIR", model, "Hugging Face folder (default: the bundled storyteller)");
-  flags.option("--device", "DEV", check_device, "cpu | cuda[:N]; this build has cpu alone");
+  flags.option(
+      "--device", "DEV", [this](const std::string& text) { device = parse_device(text); },
+      kWithCuda ? "cpu | cuda[:N]: what the model is loaded to and runs on (default: cpu)"
+                : "cpu | cuda[:N]; this build has cpu alone");
   flags.option(
       "--gated-norm", "NORM",
       [this](const std::string& text) {
@@ -103,6 +115,7 @@ std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, T
   for (const std::string& key : loaded->config().unknown_keys) {
     note(concat("note: config.json: ", quote(key), " is not known here and has no effect"));
   }
+  note_memory_plan(*loaded);
   return loaded;
 }
 
@@ -113,6 +126,28 @@ Tokenizer ModelOptions::load_tokenizer(const std::filesystem::path& model_folder
       ": must have tokenizer.json, tokenizer.model.v3 or tokenizer.model, got none of them; name one with --tokenizer"
       " (raw state-spaces folders: the tokenizer.json of EleutherAI/gpt-neox-20b)");
   return Tokenizer::load(model_folder);
+}
+
+void note_memory_plan(const Model& model) {
+  if constexpr (kWithCuda) {
+    const Device device = model.device();
+    if (!on_cuda(device)) return;
+    const CudaDevice card = checked_cuda_device(device.index);
+    const DeviceMemory memory = cuda_memory(device.index);
+    const StateSpec& states = *model.state_spec();
+    const auto gib = [](int64_t bytes) {
+      return format("%.2f", static_cast<double>(bytes) / static_cast<double>(int64_t{1} << 30));
+    };
+    const int64_t tokens = states.bytes_per_token(), each = states.bytes_per_sequence() + kPlanTokens * tokens;
+    std::string text = concat("note: cuda:", device.index, ", ", card.name, ": weights ", gib(model.memory_bytes()),
+                              " of ", gib(memory.total), " GiB; a sequence ", states.bytes_per_sequence(), " bytes");
+    if (tokens > 0) text += concat(" and ", tokens, " a token");
+    if (each > 0) {
+      text += concat("; room for ", memory.free / each, " sequences");
+      if (tokens > 0) text += concat(" of ", kPlanTokens, " tokens");
+    }
+    note(text);
+  }
 }
 
 int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer) {

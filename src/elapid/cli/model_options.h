@@ -20,6 +20,7 @@ struct ModelOptions {
   std::optional<GatedNorm> gated_norm;
   std::optional<Precision> precision;
   std::optional<std::string> packed_cache;
+  Device device;
   int64_t threads = 0;  // 0: all that this process may use
 
   // --model --device --gated-norm --threads
@@ -33,13 +34,16 @@ struct ModelOptions {
   [[nodiscard]] std::filesystem::path folder() const;
   [[nodiscard]] std::unique_ptr<ThreadPool> start_threads() const;
   [[nodiscard]] LoadOptions load_options() const {
-    return {.gated_norm = gated_norm, .precision = precision, .packed_cache = packed_cache};
+    return {.gated_norm = gated_norm, .precision = precision, .packed_cache = packed_cache, .device = device};
   }
   // The model, with what a person should know about it on standard error.
   [[nodiscard]] std::unique_ptr<Model> load(const std::filesystem::path& folder, ThreadPool& pool) const;
   // --tokenizer, else the model's own.
   [[nodiscard]] Tokenizer load_tokenizer(const std::filesystem::path& model_folder) const;
 };
+
+// On CUDA, what the model's memory there goes to and leaves, on standard error.
+void note_memory_plan(const Model& model);
 
 // Ids from here on are never drawn: rows of a padded vocabulary, and ids that the tokenizer, where there is one, lacks.
 int64_t drawable_ids(const ModelConfig& config, const Tokenizer* tokenizer);

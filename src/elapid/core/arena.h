@@ -13,8 +13,9 @@ namespace elapid {
 
 class Arena {
  public:
-  // Reserves `capacity` bytes of addresses, no memory.
-  explicit Arena(int64_t capacity = kDefaultCapacity);
+  // Reserves `capacity` bytes of addresses, no memory. On a device, what is released must not be handed out to another
+  // of its streams before the kernels that use it are done.
+  explicit Arena(int64_t capacity = kDefaultCapacity, Device device = {});
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -25,8 +26,12 @@ class Arena {
   [[nodiscard]] int64_t used() const { return used_; }
   [[nodiscard]] int64_t peak() const { return peak_; }
 
-  // Fills memory with NaN when it is handed out: tests find kernels that read what nobody wrote.
-  void set_poison(bool on) { poison_ = on; }
+  // Fills memory with NaN when it is handed out: tests find kernels that read what nobody wrote. `stream` orders that
+  // with kernels on a device.
+  void set_poison(bool on, void* stream = nullptr) {
+    poison_ = on;
+    poison_stream_ = stream;
+  }
 
   // Everything allocated in a scope is released at its end.
   class Scope {
@@ -45,10 +50,13 @@ class Arena {
 
  private:
   void commit(int64_t end);
+  void poison(void* p, int64_t bytes) const;
 
+  Device device_;
   Reservation memory_;
   int64_t committed_ = 0, used_ = 0, peak_ = 0;
   bool poison_ = false;
+  void* poison_stream_ = nullptr;
 };
 
 }  // namespace elapid

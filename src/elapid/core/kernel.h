@@ -57,9 +57,10 @@ template <class Args>
 void dispatch(const Context& ctx, const Args& args) {
   if (ctx.device.type == DeviceType::cuda) {
     if constexpr (kWithCuda && requires(Cuda gpu) { run(gpu, args); }) {
-      return run(Cuda{nullptr}, args);
+      return run(Cuda{ctx.stream}, args);
     } else {
-      fail("launch: the device must have a kernel for every operator, got one that is not built for cuda");
+      fail(concat("launch: the device must have a kernel for every operator, got ", kernel_name(typeid(Args)),
+                  ", which is not built for cuda"));
     }
   }
   dispatch_on_cpu(ctx.threads, args);
@@ -78,7 +79,12 @@ void traced(const Launch& launched) {
 template <class Args>
 void launch(const Context& ctx, const Args& args) {
   require(ctx.tape == nullptr, "launch: operators must have a backward kernel to run under a tape, got one without");
-  traced<Args>([&] { dispatch(ctx, args); });
+  traced<Args>([&] {
+    dispatch(ctx, args);
+    if constexpr (kWithCuda) {
+      if (tracing() && on_cuda(ctx.device)) synchronize(ctx.stream);  // the time of the kernel, not of its launch
+    }
+  });
 }
 
 // For kernels that prepare what models are made of, before there is a Context.

@@ -22,7 +22,7 @@ struct Total {
 
 struct Totals {
   std::mutex mutex;
-  std::map<std::type_index, Total> by_args;
+  std::map<std::type_index, std::pair<std::string, Total>> by_args;
 };
 
 Totals& totals() {
@@ -30,17 +30,17 @@ Totals& totals() {
   return all;
 }
 
+}  // namespace
+
 // "elapid::MatmulForward" → "MatmulForward"
-std::string readable(const std::type_index& type) {
+std::string kernel_name(const std::type_info& args) {
   int status = 0;
-  const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(type.name(), nullptr, nullptr, &status),
+  const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(args.name(), nullptr, nullptr, &status),
                                                     std::free);
-  const std::string full = status == 0 ? name.get() : type.name();
+  const std::string full = status == 0 ? name.get() : args.name();
   const size_t colon = full.rfind(':');
   return colon == std::string::npos ? full : full.substr(colon + 1);
 }
-
-}  // namespace
 
 bool tracing() {
   static const bool on = [] {
@@ -52,7 +52,8 @@ bool tracing() {
 
 void trace_launch(const std::type_info& args, std::chrono::nanoseconds time) {
   const std::lock_guard lock(totals().mutex);
-  Total& total = totals().by_args[std::type_index(args)];
+  auto& [name, total] = totals().by_args[std::type_index(args)];
+  if (total.calls == 0) name = kernel_name(args);
   ++total.calls;
   total.milliseconds += std::chrono::duration<double, std::milli>(time).count();
 }
@@ -61,9 +62,9 @@ std::string trace_report() {
   const std::lock_guard lock(totals().mutex);
   std::vector<std::pair<std::string, Total>> rows;
   double all = 0;
-  for (const auto& [type, total] : totals().by_args) {
-    rows.emplace_back(readable(type), total);
-    all += total.milliseconds;
+  for (const auto& [type, row] : totals().by_args) {
+    rows.push_back(row);
+    all += row.second.milliseconds;
   }
   std::sort(rows.begin(), rows.end(),
             [](const auto& a, const auto& b) { return a.second.milliseconds > b.second.milliseconds; });

@@ -12,6 +12,9 @@ namespace elapid {
 // Whether ELAPID_TRACE was set to something but 0 when first asked.
 bool tracing();
 
+// "MatmulForward", of the type of a kernel's arguments.
+std::string kernel_name(const std::type_info& args);
+
 // One launch of the kernel that takes `args`.
 void trace_launch(const std::type_info& args, std::chrono::nanoseconds time);
 

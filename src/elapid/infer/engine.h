@@ -1,12 +1,15 @@
 #pragma once
 
-// Engine: runs one model for one caller. Owns what running needs (threads, arena, states, batch arrays); a step whose
-// shape has been seen before allocates nothing. Scheduling many callers is not its business.
+// Engine: runs one model for one caller, on the device that holds the model. What it hands out is host memory. Owns
+// what running needs (threads, arena, states, batch arrays); a step whose shape has been seen before allocates nothing.
+// Scheduling many callers is not its business.
 
 #include "elapid/model/model.h"
 #include "elapid/state/pool.h"
 
 #include <functional>
+#include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -48,6 +51,9 @@ class Engine {
  public:
   // `model` and `threads` must outlive the engine.
   Engine(const Model& model, ThreadPool& threads, const EngineOptions& options = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   // Feeds every input's tokens to its slot and returns the logits after the last token of each: [inputs, vocab] f32,
   // valid until the next call. A slot may appear once.
@@ -71,19 +77,48 @@ class Engine {
   [[nodiscard]] StatePool& states() { return states_; }
   [[nodiscard]] const Model& model() const { return *model_; }
   [[nodiscard]] const EngineOptions& options() const { return options_; }
-  [[nodiscard]] Context context() { return {{}, *threads_, arena_}; }
+  // Where the model runs.
+  [[nodiscard]] Context context() {
+    return {device_, *threads_, arena_, nullptr, stream_.handle(), room_, activations_};
+  }
+  // For operators on what the engine hands out.
+  [[nodiscard]] Context host_context() { return {{}, *threads_, host_arena_ ? *host_arena_ : arena_}; }
   [[nodiscard]] Arena& arena() { return arena_; }
 
  private:
   void begin(std::span<const Input> inputs);
   bool next_pieces(std::span<const Input> inputs);
   Tensor given_embeddings(std::span<const Input> inputs);
+  Batch gather(std::span<const Input> inputs);
   Tensor run(std::span<const Input> inputs, const Observer* observer);
+  void advance();
+  void upload(const Batch& batch);
+  void fill_uploaded(const Batch& batch);
+  [[nodiscard]] bool replayable(std::span<const Input> inputs) const;
+  Tensor replay(std::span<const Input> inputs);
+  Tensor on_host(const Tensor& t, HostRoom& room);
 
   const Model* model_;
   ThreadPool* threads_;
   EngineOptions options_;
+  Device device_;
+  DType activations_;
+  Stream stream_;
   Arena arena_;
+  std::optional<Arena> host_arena_;       // on a device alone
+  HostRoom tables_, seen_, seen_hidden_;  // of the forward call, and of what a visitor sees
+  HostRoom* room_ = &tables_;             // where operators put their tables now
+  Tensor batch_room_;                     // of these, the batch's arrays
+  BatchArrays uploaded_;
+  // On a device, one token of each of so many sequences: the kernels of a step at the addresses of every such step, and
+  // the host memory that it copies from and to.
+  struct Step {
+    int64_t calls = 0;
+    HostRoom room;
+    Tensor batch_room, logits;
+    Graph graph;
+  };
+  std::map<int64_t, Step> steps_;  // by sequences
   StatePool states_;
   // Of the forward call being built: reused, so that they stop growing.
   std::vector<Piece> pieces_, wanted_;
@@ -94,6 +129,7 @@ class Engine {
   bool under_way_ = false;
   std::vector<uint8_t> slot_used_;
   std::vector<float> logits_;
+  HostRoom pinned_logits_;  // on a device in place of these
 };
 
 }  // namespace elapid

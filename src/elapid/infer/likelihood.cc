@@ -97,7 +97,7 @@ class Run {
   }
 
   void add(const std::vector<TokenId>& continuation, int64_t from, const Tensor& logits, Likelihood& result) {
-    Context ctx = engine_.context();
+    Context ctx = engine_.host_context();
     const Arena::Scope scope(ctx.arena);
     std::vector<int64_t> labels;
     for (int64_t r = 0; r < logits.rows(); ++r) {

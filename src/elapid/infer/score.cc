@@ -33,7 +33,7 @@ void Scorer::score(int64_t count) {
   labels_.assign(buffer_.begin() + 1, buffer_.begin() + 1 + count);
   const Input input{{buffer_.data(), static_cast<size_t>(count)}, slot_.index()};
   const auto rows = [&](const Piece& piece, const Tensor&, const Tensor& logits) {
-    Context ctx = engine_->context();
+    Context ctx = engine_->host_context();
     const Tensor nll = cross_entropy(ctx, logits, Tensor(labels_.data() + piece.first, DType::i64, {piece.count}));
     for (int64_t i = 0; i < piece.count; ++i) {
       const float value = nll.ptr<float>()[i];

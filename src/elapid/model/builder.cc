@@ -1,6 +1,7 @@
 #include "elapid/model/builder.h"
 
 #include "elapid/core/error.h"
+#include "elapid/core/widen.h"
 #include "elapid/model/checkpoint_rules.h"
 #include "elapid/ops/matmul/quantized.h"
 
@@ -124,6 +125,31 @@ void pack_decoded(ThreadPool& threads, const ModelBuilder::Source& source, Shape
   }
 }
 
+// What a matrix of `stored` type is in a device's memory; f16 has no use of its own there.
+DType rows_dtype(Precision precision, DType stored) {
+  return precision == Precision::bf16 || stored == DType::bf16 ? DType::bf16 : DType::f32;
+}
+
+// `n` elements at any alignment as elements of `dtype`: the same, f32, or bf16.
+void convert_row(const char* from, DType stored, int64_t n, DType dtype, char* to) {
+  if (stored == dtype) {
+    std::memcpy(to, from, static_cast<size_t>(n * size_of(dtype)));
+    return;
+  }
+  constexpr int64_t kAtOnce = 256;
+  float floats[kAtOnce];
+  for (int64_t begin = 0; begin < n; begin += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, n - begin);
+    widen(from + begin * size_of(stored), stored, count, floats);
+    if (dtype == DType::f32) {
+      std::memcpy(to + begin * size_of(dtype), floats, static_cast<size_t>(count * size_of(dtype)));
+    } else {
+      auto* rounded = reinterpret_cast<BFloat16*>(to) + begin;
+      for (int64_t i = 0; i < count; ++i) rounded[i] = to_bf16(floats[i]);
+    }
+  }
+}
+
 // Rows [begin, end) of all parts together.
 std::vector<ModelBuilder::Part> rows_of(const ModelBuilder::Source& source, int64_t begin, int64_t end) {
   std::vector<ModelBuilder::Part> rows;
@@ -155,8 +181,15 @@ Precision precision_for(const ParameterInfo& info, DType stored, std::optional<P
   return info.role == Role::table || info.name == "head.weight" ? Precision::int8 : precision;
 }
 
-ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision)
-    : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision) {}
+ModelBuilder::ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision, Device device)
+    : model_(std::make_unique<Model>(std::move(config))), threads_(threads), precision_(precision), device_(device) {
+  require(!on_cuda(device) || !precision || *precision <= Precision::bf16, "load model: --dtype ",
+          name_of(precision.value_or(Precision::f32)),
+          " must be f32 or bf16 on cuda, where weights in 8 or 4 bits are not computed with yet");
+  if constexpr (kWithCuda) {
+    if (on_cuda(device)) checked_cuda_device(device.index);
+  }
+}
 
 void* ModelBuilder::take(int64_t bytes) {
   const int64_t left = bytes_ - used_;
@@ -168,14 +201,22 @@ void* ModelBuilder::take(int64_t bytes) {
 }
 
 Precision ModelBuilder::precision_of(const ParameterInfo& info, const Source& source) const {
-  const std::optional<Precision> exact = info.role == Role::router ? std::nullopt : precision_of_codes(source);
+  const std::optional<Precision> exact =
+      info.role == Role::router || on_cuda(device_) ? std::nullopt : precision_of_codes(source);
   if (exact && precision_.value_or(*exact) == *exact) return *exact;
   return precision_for(info, source.parts.front().rows.dtype, precision_);
 }
 
 int64_t ModelBuilder::memory_of(const ParameterInfo& info, const Source& source) const {
   const DType dtype = dtype_of(info, source);
-  const int64_t packed = aligned(bytes_in(precision_of(info, source), info.shape, dtype));
+  const Precision precision = precision_of(info, source);
+  if (on_cuda(device_) && (info.role == Role::table || info.role == Role::matrix || info.role == Role::router)) {
+    const int64_t rows = aligned(info.shape.size() * size_of(rows_dtype(precision, dtype)));
+    if (info.role != Role::table) return rows;
+    const bool head = model_->config_.tied_head && rows_dtype(precision, dtype) != dtype;
+    return aligned(info.shape.size() * size_of(dtype)) + (head ? rows : 0);
+  }
+  const int64_t packed = aligned(bytes_in(precision, info.shape, dtype));
   switch (info.role) {
     case Role::matrix:
     case Role::router: return packed;
@@ -202,12 +243,13 @@ void ModelBuilder::fill(const Find& find, const FindPacked& find_packed) {
     layout +=
         concat(info.name, ' ', static_cast<int>(info.role), ' ', shown(info.shape), ' ', source.key, ' ', bytes, '\n');
   });
-  if (const Packed found = find_packed ? find_packed(layout, total) : Packed{}; found.file) {
+  const bool keeps = find_packed && !on_cuda(device_);
+  if (const Packed found = keeps ? find_packed(layout, total) : Packed{}; found.file) {
     model.files_.push_back(found.file);
     memory_ = const_cast<void*>(found.memory);  // nobody writes weights
     packed_ = true;
   } else {
-    model.memory_ = Buffer(total);
+    model.memory_ = Buffer(total, device_);
     memory_ = model.memory_.data();
   }
   model.visit([&](const ParameterInfo& info) {
@@ -253,6 +295,44 @@ Tensor ModelBuilder::pack(const ParameterInfo& info, const Source& source, Preci
   return value;
 }
 
+Tensor ModelBuilder::put_rows(const Source& source, Shape shape, DType dtype) {
+  constexpr int64_t kRoom = int64_t{32} << 20;
+  const int64_t row_bytes = shape[1] * size_of(dtype);
+  auto* const memory = static_cast<char*>(take(shape[0] * row_bytes));
+  if constexpr (kWithCuda) {
+    const int64_t step = std::max<int64_t>(1, kRoom / std::max<int64_t>(row_bytes, 1));
+    for (int64_t first = 0; first < shape[0]; first += step) {
+      const int64_t count = std::min(step, shape[0] - first);
+      staging_.reset();
+      const Tensor rows = staging_.alloc({count, shape[1]}, dtype);
+      const DType stored = source.parts.front().rows.dtype;
+      parallel_for(
+          threads_, count, std::max<int64_t>(1, count / (4 * threads_.size())), [&](int64_t begin, int64_t end, int) {
+            std::vector<char> decoded(static_cast<size_t>(shape[1] * size_of(stored)));
+            for (int64_t r = begin; r < end; ++r) {
+              size_t p = 0;
+              int64_t row = first + r;
+              for (; row >= source.parts[p].rows.shape[0]; ++p) row -= source.parts[p].rows.shape[0];
+              const Part& part = source.parts[p];
+              const char* from = decoded.data();
+              if (part.coded) {
+                decode_row(*part.coded, row, decoded.data());
+              } else {
+                from = static_cast<const char*>(part.rows.data) + row * part.rows.row_stride() * size_of(stored);
+              }
+              convert_row(from, stored, shape[1], dtype, static_cast<char*>(rows.data) + r * row_bytes);
+            }
+          });
+      copy_async(memory + first * row_bytes, rows.data, rows.bytes(), nullptr);
+      synchronize(nullptr);  // the room is written again
+      if (std::none_of(source.parts.begin(), source.parts.end(), [](const Part& part) { return part.coded; })) {
+        drop_pages(rows_of(source, first, first + count));
+      }
+    }
+  }
+  return {memory, dtype, shape};
+}
+
 void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   Model& model = *model_;
   Param& param = *info.param;
@@ -268,21 +348,37 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
   }
   const auto pack = [&](Param& to) {
     const Precision precision = precision_of(info, source);
-    const int64_t bytes = bytes_in(precision, info.shape, source.parts.front().rows.dtype);
-    to.packing = packing_of(precision);
-    to.value = this->pack(info, source, precision, param.name);
     to.arithmetic = precision == Precision::f32 ? Arithmetic::f32 : Arithmetic::bf16;
     weights.precision = std::max(weights.precision, precision);
+    const DType stored = source.parts.front().rows.dtype;
+    if (on_cuda(device_)) {
+      const DType dtype = rows_dtype(precision, stored);
+      // A tied head is the table itself, where both are of one type.
+      const bool same = info.role == Role::table && dtype == model.embedding_.value.dtype;
+      to.value = same ? model.embedding_.value : put_rows(source, info.shape, dtype);
+      weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(to.value.bytes()) * info.use);
+      return;
+    }
+    const int64_t bytes = bytes_in(precision, info.shape, stored);
+    to.packing = packing_of(precision);
+    to.value = this->pack(info, source, precision, param.name);
     weights.bytes_per_token += static_cast<int64_t>(static_cast<double>(bytes) * info.use);
   };
   // f(element) as float32 in memory, at [row, column] or the other way round.
   const auto floats = [&](Shape shape, bool transposed, const auto& f) {
     param.value = Tensor(take(shape.size() * size_of(DType::f32)), DType::f32, shape);
-    float* to = param.value.ptr<float>();
+    std::vector<float> staged(on_cuda(device_) ? static_cast<size_t>(shape.size()) : 0);
+    float* to = on_cuda(device_) ? staged.data() : param.value.ptr<float>();
     const int64_t rows = info.shape[0], columns = info.shape.size() / std::max<int64_t>(rows, 1);
     if (!packed_) {
       for_each_element(source,
                        [&](int64_t r, int64_t c, float v) { to[transposed ? c * rows + r : r * columns + c] = f(v); });
+    }
+    if constexpr (kWithCuda) {
+      if (on_cuda(device_)) {
+        copy_async(param.value.data, staged.data(), param.value.bytes(), nullptr);
+        synchronize(nullptr);
+      }
     }
     weights.bytes_per_token += param.value.bytes();
   };
@@ -298,7 +394,9 @@ void ModelBuilder::place(const ParameterInfo& info, const Source& source) {
     case Role::table: {
       const Part& part = source.parts.front();
       param.value = Tensor(part.rows.data, part.rows.dtype, info.shape);
-      if (part.file) {
+      if (on_cuda(device_)) {
+        param.value = put_rows(source, info.shape, part.rows.dtype);
+      } else if (part.file) {
         model.files_.push_back(part.file);
       } else {
         void* copy = take(param.value.bytes());

@@ -2,6 +2,7 @@
 
 // ModelBuilder: puts weights, wherever they come from, into the memory form that each parameter's role asks for.
 
+#include "elapid/core/host_room.h"
 #include "elapid/model/model.h"
 #include "elapid/ops/matmul/codes.h"
 
@@ -39,8 +40,9 @@ class ModelBuilder {
   // is sized before it is filled), then with true, right before they are copied.
   using Find = std::function<Source(const ParameterInfo&, bool values)>;
 
-  // `precision` as LoadOptions'.
-  ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision);
+  // `precision` and `device` as LoadOptions'. In a device's memory, matrices are rows of f32 or bf16, copied there a
+  // part at a time: host memory never holds them all. An Error when the device is not there.
+  ModelBuilder(ModelConfig config, ThreadPool& threads, std::optional<Precision> precision, Device device = {});
 
   // A file that holds all of the model's own memory already, and where in it that begins, or nothing. `layout` tells
   // where everything lies in it and which of a checkpoint's tensors it is.
@@ -50,7 +52,7 @@ class ModelBuilder {
   };
   using FindPacked = std::function<Packed(const std::string& layout, int64_t bytes)>;
 
-  // Fills every parameter. Called once, before finish().
+  // Fills every parameter. Called once, before finish(). `find_packed` is for host memory.
   void fill(const Find& find, const FindPacked& find_packed = {});
   // The model's own memory.
   [[nodiscard]] Bytes memory() const { return {static_cast<const std::byte*>(memory_), static_cast<size_t>(bytes_)}; }
@@ -65,11 +67,15 @@ class ModelBuilder {
   [[nodiscard]] int64_t memory_of(const ParameterInfo& info, const Source& source) const;
   void place(const ParameterInfo& info, const Source& source);
   Tensor pack(const ParameterInfo& info, const Source& source, Precision precision, const std::string& name);
+  // Rows of `dtype` in the device's memory.
+  Tensor put_rows(const Source& source, Shape shape, DType dtype);
   void* take(int64_t bytes);
 
   std::unique_ptr<Model> model_;
   ThreadPool& threads_;
   std::optional<Precision> precision_;
+  Device device_;
+  HostRoom staging_;  // for what is copied to the device
   void* memory_ = nullptr;
   int64_t bytes_ = 0, used_ = 0;
   bool packed_ = false;  // what memory_ is to hold is there already

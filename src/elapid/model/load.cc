@@ -87,7 +87,7 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
 
   check_tensors(config, *weights, rules, "load model");
   const std::optional<Precision> precision = precision_for(config, folder, options.precision);
-  ModelBuilder builder(config, threads, precision);
+  ModelBuilder builder(config, threads, precision, options.device);
   std::optional<PackedCache> cache;
   if (options.packed_cache) cache.emplace(*options.packed_cache, *weights, precision);
   std::optional<std::string> to_keep;  // the layout of what the cache lacks
@@ -114,6 +114,9 @@ std::unique_ptr<Model> load_model(const std::filesystem::path& folder, ThreadPoo
     return source;
   };
   builder.fill(find, find_packed);
+  if (options.packed_cache && on_cuda(options.device)) {
+    builder.note("--packed-cache has no effect on cuda, where weights are not packed");
+  }
   if (to_keep) {
     try {
       cache->keep(*to_keep, builder.memory());

@@ -21,6 +21,8 @@ struct LoadOptions {
   // A folder that keeps packed weights, see packed_cache.h. That they could not be kept is among the model's notes.
   std::optional<std::filesystem::path> packed_cache{};
   bool verify_packed = false;  // read all that was kept, instead of its header alone
+  // Where the weights go and the model runs. On CUDA f32 or bf16, and nothing is kept packed.
+  Device device{};
 };
 
 // Loads a folder: config.json, and the weights in any form that Checkpoint opens. `threads` pack them. Missing or
@@ -35,6 +37,6 @@ ModelConfig load_config(const std::filesystem::path& folder, const LoadOptions& 
 // A model with random weights, to measure speed: never zeros, of the config's torch_dtype (f32 when it names none),
 // initialized so that activations stay finite at any depth. Same seed, same weights.
 std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed = 1,
-                                    std::optional<Precision> precision = Precision::f32);
+                                    std::optional<Precision> precision = Precision::f32, Device device = {});
 
 }  // namespace elapid

@@ -5,6 +5,7 @@
 #include "elapid/ops/embedding/embedding.h"
 #include "elapid/ops/gather_rows/gather_rows.h"
 #include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/sequences.h"
 
 namespace elapid {
 
@@ -33,7 +34,8 @@ Model::Model(ModelConfig config) : config_(std::move(config)), norm_(config_.nor
 Tensor Model::hidden(Context& ctx, const Pass& pass) const {
   const Batch& batch = pass.batch;
   const Tensor x = batch.embeddings ? scale(ctx, batch.embeddings, config_.given_embedding_scale)  // [T, d_model]
-                                    : embedding(ctx, batch.tokens, embedding_, config_.embedding_scale);
+                                    : embedding(ctx, batch.tokens, embedding_, config_.embedding_scale,
+                                                arrays_of(ctx, batch).tokens);
   Streams streams{.residual = x, .embedding = {}, .side = {}};
   if (reads_embedding_) streams.embedding = scale(ctx, x, 1);  // the residual will change
   if (has_side_) streams.side = ctx.arena.alloc(x.shape, DType::f32);
@@ -46,11 +48,14 @@ Tensor Model::hidden(Context& ctx, const Pass& pass) const {
     const int64_t layer = blocks_[i].layer();
     if (i + 1 == blocks_.size() || blocks_[i + 1].layer() != layer) observe(layer + 1);
   }
-  return norm_(ctx, gather_rows(ctx, x, pass.batch.outputs));
+  Context plain = ctx;  // what follows from all layers stays float32
+  plain.activations = DType::f32;
+  return norm_(plain, gather_rows(ctx, x, batch.outputs, arrays_of(ctx, batch).outputs));
 }
 
 Tensor Model::logits(Context& ctx, const Tensor& hidden) const {
-  return matmul(ctx, hidden, head_, {.alpha = config_.logit_scale});
+  const Tensor out = ctx.arena.alloc({hidden.rows(), config_.vocab}, DType::f32);
+  return matmul(ctx, hidden, head_, {.alpha = config_.logit_scale, .out = out});
 }
 
 void Model::visit(const ParameterVisitor& f) {

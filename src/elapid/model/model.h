@@ -33,7 +33,7 @@ class Model {
 
   // The hidden states after the final norm of the rows in pass.batch.outputs: [R, d_model] f32, in ctx.arena.
   Tensor hidden(Context& ctx, const Pass& pass) const;
-  // hidden [R, d_model] → [R, vocab] f32.
+  // hidden [R, d_model] f32 → [R, vocab] f32.
   Tensor logits(Context& ctx, const Tensor& hidden) const;
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
@@ -52,6 +52,10 @@ class Model {
     Precision precision = Precision::f32;                                 // the lowest of any matrix
   };
   [[nodiscard]] const Weights& weights() const { return weights_; }
+  // Where the weights are, and hence where it runs.
+  [[nodiscard]] Device device() const { return memory_.device(); }
+  // Bytes of its own memory there.
+  [[nodiscard]] int64_t memory_bytes() const { return memory_.bytes(); }
 
  private:
   friend class ModelBuilder;

@@ -43,9 +43,9 @@ Range range_of(const ParameterInfo& info, int64_t layers) {
 }  // namespace
 
 std::unique_ptr<Model> random_model(const ModelConfig& config, ThreadPool& threads, uint64_t seed,
-                                    std::optional<Precision> precision) {
+                                    std::optional<Precision> precision, Device device) {
   const DType matrices = config.torch_dtype.value_or(DType::f32);
-  ModelBuilder builder(config, threads, precision);
+  ModelBuilder builder(config, threads, precision, device);
   Buffer memory;  // one parameter's at a time
   uint64_t stream = 0;
   builder.fill([&](const ParameterInfo& info, bool values) {

@@ -60,7 +60,7 @@ void Attention::forward(Context& ctx, const Tensor& h, const Epilogue& out, cons
 
   const AttentionInputs in{
       .q = q, .k = k, .v = qkv.columns(k_end, v_end), .heads = c.heads, .kv_heads = c.kv_heads, .scale = c.scale};
-  const KvCache cache{pass.state(key_state_), pass.state(value_state_), pass.page_table()};
+  const KvCache cache{pass.state(key_state_), pass.state(value_state_), pass.page_table(), pass.uploaded_table()};
   const Tensor y = attention(ctx, in, pass.batch, cache);  // [T, q_dim]
   if (pass.observer != nullptr && pass.observer->attentions) {
     for (int64_t s = 0; s < pass.batch.sequence_count(); ++s) {

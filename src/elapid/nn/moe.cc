@@ -30,7 +30,8 @@ Moe::Moe(const MoeConfig& c, int64_t layer, StateSpec& /*spec*/)
 }
 
 void Moe::forward(Context& ctx, const Tensor& h, const Epilogue& out, const Pass& pass) const {
-  const Tensor logits = router_(ctx, h);  // [T, experts]
+  // Float32 whatever activations are.
+  const Tensor logits = router_(ctx, h, {.out = ctx.arena.alloc({h.rows(), config_.experts}, DType::f32)});
   if (pass.observer != nullptr && pass.observer->router_logits) pass.observer->router_logits(layer_, logits);
   const Routes routes = route(ctx, logits, router_of(config_), correction_bias_);
   const bool latent = config_.d_latent > 0;

@@ -27,8 +27,9 @@ struct Pass {
 
   // Entry i of the state for all slots, empty without a pool.
   [[nodiscard]] Tensor state(int64_t entry) const { return states == nullptr ? Tensor() : states->entry(entry); }
-  // Of the entries per token, likewise.
+  // Of the entries per token, likewise; and what kernels on a device read of it.
   [[nodiscard]] Tensor page_table() const { return states == nullptr ? Tensor() : states->page_table(); }
+  [[nodiscard]] Tensor uploaded_table() const { return states == nullptr ? Tensor() : states->uploaded_table(); }
 };
 
 }  // namespace elapid

@@ -50,4 +50,20 @@ void check_past(std::string_view op, const Batch& batch) {
   }
 }
 
+int64_t longest_sequence(const Batch& batch) {
+  int64_t longest = 0;
+  const int64_t* offsets = batch.offsets.ptr<int64_t>();
+  for (int64_t s = 0; s < batch.sequence_count(); ++s) {
+    const int64_t length = offsets[s + 1] - offsets[s];
+    if (length > longest) longest = length;
+  }
+  return longest;
+}
+
+BatchArrays arrays_of(const Context& ctx, const Batch& batch) {
+  if (batch.uploaded != nullptr) return *batch.uploaded;
+  return {upload_values(ctx, batch.tokens), upload_values(ctx, batch.offsets), upload_values(ctx, batch.slots),
+          upload_values(ctx, batch.outputs), upload_values(ctx, batch.past)};
+}
+
 }  // namespace elapid

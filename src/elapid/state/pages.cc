@@ -17,7 +17,7 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
-Pages::Pages(const StateSpec& spec, int64_t slots) {
+Pages::Pages(const StateSpec& spec, int64_t slots, Device device, void* stream) : device_(device), stream_(stream) {
   memory_.resize(spec.entries.size());
   committed_.assign(spec.entries.size(), 0);
   held_.assign(static_cast<size_t>(slots), 0);
@@ -32,7 +32,7 @@ Pages::Pages(const StateSpec& spec, int64_t slots) {
   if (entries == 0) return;
 
   const int64_t wanted = std::min(slots * kMostPages, kReserve / page_bytes_), slack = entries * kStep;
-  reserved_ = Reservation(wanted * page_bytes_ + slack, page_bytes_ + slack, "state pool");
+  reserved_ = Reservation(wanted * page_bytes_ + slack, page_bytes_ + slack, "state pool", device);
   capacity_ = std::min<int64_t>((reserved_.bytes() - slack) / page_bytes_, std::numeric_limits<int32_t>::max());
   char* at = reserved_.data();
   for (size_t i = 0; i < memory_.size(); ++i) {
@@ -46,6 +46,19 @@ Pages::Pages(const StateSpec& spec, int64_t slots) {
   require(table_memory_.commit(0, table_memory_.bytes(), false),
           "state pool: the page table must fit into this machine's memory, got ", table_memory_.bytes(), " bytes");
   table_ = Tensor(table_memory_.data(), DType::i32, {slots, kMostPages});
+  if (on_cuda(device_)) {
+    uploaded_memory_ = Buffer(table_.bytes(), device_);
+    uploaded_table_ = Tensor(uploaded_memory_.data(), DType::i32, table_.shape);
+  }
+}
+
+// Entries [first, end) of a slot's row, which have changed.
+void Pages::upload(int64_t slot, int64_t first, int64_t end) const {
+  if constexpr (kWithCuda) {
+    if (!uploaded_table_ || first >= end) return;
+    copy_async(uploaded_table_.ptr<int32_t>() + slot * kMostPages + first, row(slot) + first,
+               (end - first) * size_of(DType::i32), stream_);
+  }
 }
 
 int32_t Pages::take() {
@@ -105,16 +118,19 @@ void Pages::extend(int64_t slot, int64_t length, int64_t tokens) {
     const int32_t own = take();
     for (const Tensor& memory : memory_) {
       if (!memory) continue;
-      std::memcpy(memory.ptr<float>() + own * memory.strides[0], memory.ptr<float>() + pages[full] * memory.strides[0],
-                  static_cast<size_t>(partial * memory.strides[1] * size_of(DType::f32)));
+      copy_between(device_, stream_, memory.ptr<float>() + own * memory.strides[0],
+                   memory.ptr<float>() + pages[full] * memory.strides[0],
+                   partial * memory.strides[1] * size_of(DType::f32));
     }
     drop(pages[full]);
     pages[full] = own;
+    upload(slot, full, full + 1);
   }
   int64_t& held = held_[static_cast<size_t>(slot)];
   while (held * kPageTokens < length + tokens) {
     pages[held] = take();
     ++held;
+    upload(slot, held - 1, held);
   }
 }
 
@@ -126,6 +142,7 @@ void Pages::share(int64_t from, int64_t to, int64_t length) {
     ++references_[static_cast<size_t>(row(from)[i])];
   }
   held_[static_cast<size_t>(to)] = count;
+  upload(to, 0, count);
 }
 
 void Pages::release(int64_t slot) noexcept {

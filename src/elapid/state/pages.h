@@ -4,8 +4,12 @@
 // tokens, so one page table serves them all: page p is row p of every entry. Addresses are reserved once and get memory
 // page by page, hence nothing moves and nothing is copied when a sequence grows. Forks share pages by reference count;
 // a shared page that is to be written is copied first.
+//
+// On a device, entries lie in its memory, and so does a copy of the page table that kernels read; the table itself
+// stays on the host. Copies are ordered by the pool's stream.
 
 #include "elapid/core/batch.h"
+#include "elapid/core/buffer.h"
 #include "elapid/core/reservation.h"
 #include "elapid/state/spec.h"
 
@@ -19,12 +23,14 @@ class Pages {
   static constexpr int64_t kMostPages = int64_t{1} << 16;
 
   // For those entries of the spec that are per token. Without any, nothing is reserved and every call does nothing.
-  Pages(const StateSpec& spec, int64_t slots);
+  Pages(const StateSpec& spec, int64_t slots, Device device = {}, void* stream = nullptr);
 
   // Row p holds page p: [pages, kPageTokens, elements a token] f32. `entry` is an index of the spec.
   [[nodiscard]] Tensor memory(int64_t entry) const { return memory_[static_cast<size_t>(entry)]; }
   // [slots, kMostPages] i32, empty without per-token entries.
   [[nodiscard]] Tensor table() const { return table_; }
+  // The copy on a device, or empty.
+  [[nodiscard]] Tensor uploaded_table() const { return uploaded_table_; }
 
   // The slot, which has `length` tokens, gets pages of its own for `tokens` more. An Error, which leaves what the slot
   // had, when there are none.
@@ -51,11 +57,15 @@ class Pages {
   [[nodiscard]] int32_t* row(int64_t slot) const { return table_.ptr<int32_t>() + slot * kMostPages; }
   int32_t take();
   void drop(int32_t page) noexcept;
+  void upload(int64_t slot, int64_t first, int64_t end) const;
 
   int64_t page_bytes_ = 0, capacity_ = 0;
   int64_t used_ = 0;  // pages that were ever taken: [0, used_)
+  Device device_;
+  void* stream_ = nullptr;
   Reservation reserved_, table_memory_;
-  Tensor table_;
+  Buffer uploaded_memory_;
+  Tensor table_, uploaded_table_;
   std::vector<Tensor> memory_;              // by entry of the spec; empty tensors for fixed ones
   std::vector<int64_t> committed_;          // bytes, likewise
   std::vector<int64_t> held_;               // pages of each slot

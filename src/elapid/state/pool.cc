@@ -14,21 +14,7 @@ namespace {
 // Entries begin at cache lines.
 int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-void copy(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
-}
-
 Tensor row_of(const Tensor& entry, int64_t slot) { return entry.slice(slot, slot + 1); }
-
-// Between float32 and the type of `row`.
-void widen(float* to, const Tensor& row) {
-  if (row.dtype == DType::f32) return copy(to, row.data, row.bytes());
-  for (int64_t i = 0; i < row.size(); ++i) to[i] = to_float(row.ptr<BFloat16>()[i]);
-}
-void narrow(const Tensor& row, const float* from) {
-  if (row.dtype == DType::f32) return copy(row.data, from, row.bytes());
-  for (int64_t i = 0; i < row.size(); ++i) row.ptr<BFloat16>()[i] = to_bf16(from[i]);
-}
 
 int64_t checked_slots(int64_t slots) {
   // As many as leave the size of a page table within 64 bits.
@@ -64,9 +50,11 @@ Slot& Slot::operator=(Slot&& other) noexcept {
   return *this;
 }
 
-StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent)
-    : spec_(std::move(spec)), pages_(*spec_, checked_slots(slots)) {
+StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent, Device device, void* stream)
+    : spec_(std::move(spec)), device_(device), stream_(stream), pages_(*spec_, checked_slots(slots), device, stream) {
   require(recurrent == DType::f32 || recurrent == DType::bf16, "state pool: states must be held in f32 or bf16, got ",
+          name_of(recurrent));
+  require(recurrent == DType::f32 || !on_cuda(device), "state pool: states must be held in f32 on cuda, got ",
           name_of(recurrent));
   const std::vector<StateEntry>& entries = spec_->entries;
   order_ = order_of(entries);
@@ -80,7 +68,7 @@ StatePool::StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType
                            __builtin_add_overflow(total, bytes + 64, &total);
     require(!overflows, "state pool: size must fit into 64 bits, got ", slots, " slots");
   }
-  memory_ = Buffer(total);
+  memory_ = Buffer(total, device);
   char* at = static_cast<char*>(memory_.data());
   for (size_t i = 0; i < entries.size(); ++i) {
     const StateEntry& e = entries[i];
@@ -112,8 +100,12 @@ Slot StatePool::acquire() {
   *free = true;
   const int64_t index = free - taken_.begin();
   in_order([&](const StateEntry& e, size_t i) {
+    if (e.per_token()) return;
     const Tensor row = row_of(entries_[i], index);
-    if (!e.per_token()) std::memset(row.data, 0, static_cast<size_t>(row.bytes()));
+    if constexpr (kWithCuda) {
+      if (on_cuda(device_)) return fill_async(row.data, 0, row.bytes(), stream_);
+    }
+    std::memset(row.data, 0, static_cast<size_t>(row.bytes()));
   });
   return {this, index};
 }
@@ -134,6 +126,16 @@ int64_t StatePool::bytes_per_sequence() const {
 
 int64_t StatePool::available() const { return std::count(taken_.begin(), taken_.end(), false); }
 
+// An entry's row of one slot, from and to float32; bf16 is the host's alone.
+void StatePool::read_row(float* to, const Tensor& row) const {
+  if (row.dtype == DType::f32) return copy(to, row.data, row.bytes());
+  for (int64_t i = 0; i < row.size(); ++i) to[i] = to_float(row.ptr<BFloat16>()[i]);
+}
+void StatePool::write_row(const Tensor& row, const float* from) const {
+  if (row.dtype == DType::f32) return copy(row.data, from, row.bytes());
+  for (int64_t i = 0; i < row.size(); ++i) row.ptr<BFloat16>()[i] = to_bf16(from[i]);
+}
+
 State StatePool::save(const Slot& slot, std::span<const TokenId> tokens, std::span<const TokenId> pending) const {
   require(slot.pool_ == this, "state pool: a slot must be used with the pool it came from");
   auto data = std::make_shared<State::Data>();
@@ -151,12 +153,15 @@ State StatePool::save(const Slot& slot, std::span<const TokenId> tokens, std::sp
                         copy(at + first * e.bytes(), page, count * e.bytes());
                       });
     } else {
-      widen(copied.ptr<float>(), row_of(entries_[i], slot.index()));
+      read_row(copied.ptr<float>(), row_of(entries_[i], slot.index()));
     }
     data->entries.push_back(e);
     data->tensors.push_back(copied);
     at += copied.bytes();
   });
+  if constexpr (kWithCuda) {
+    if (on_cuda(device_)) synchronize(stream_);
+  }
   return State(std::move(data));
 }
 
@@ -184,10 +189,27 @@ void StatePool::load(const Slot& slot, const State& state) {
         copy(page, saved + first * e.bytes(), count * e.bytes());
       });
     } else {
-      narrow(row_of(entries_[i], index), reinterpret_cast<const float*>(saved));
+      write_row(row_of(entries_[i], index), reinterpret_cast<const float*>(saved));
     }
   });
   lengths_[checked(index)] = data.length;
+}
+
+void StatePool::write(int64_t slot, int64_t entry, std::span<const float> values) {
+  const Tensor row = this->entry(entry).slice(static_cast<int64_t>(checked(slot)), slot + 1);
+  require(!spec_->entries[static_cast<size_t>(entry)].per_token() && static_cast<int64_t>(values.size()) == row.size(),
+          "state pool: a fixed entry must get all of its elements, got ", values.size());
+  write_row(row, values.data());
+}
+
+void StatePool::write_token(int64_t slot, int64_t entry, int64_t token, std::span<const float> values) {
+  const Tensor pages = this->entry(entry);
+  require(
+      spec_->entries[static_cast<size_t>(entry)].per_token() && static_cast<int64_t>(values.size()) == pages.strides[1],
+      "state pool: a token must get all of its elements, got ", values.size());
+  const int32_t page = page_table().row<int32_t>(static_cast<int64_t>(checked(slot)))[token / kPageTokens];
+  copy(pages.ptr<float>() + page * pages.strides[0] + token % kPageTokens * pages.strides[1], values.data(),
+       pages.strides[1] * size_of(DType::f32));
 }
 
 Slot StatePool::fork(const Slot& slot) {

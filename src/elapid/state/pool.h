@@ -34,11 +34,12 @@ class Slot {
   int64_t index_ = kNoSlot;
 };
 
-// Must outlive its slots.
+// Must outlive its slots. On a device its memory is there; `stream` orders what it does with the kernels that run.
 class StatePool {
  public:
   // Recurrences' states are held in `recurrent`, f32 or bf16; in snapshots all are float32.
-  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent = DType::f32);
+  StatePool(std::shared_ptr<const StateSpec> spec, int64_t slots, DType recurrent = DType::f32, Device device = {},
+            void* stream = nullptr);
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
 
@@ -51,6 +52,11 @@ class StatePool {
   void load(const Slot& slot, const State& state);
   // A second slot with the same contents. What is kept per token is shared until one of them adds to it.
   Slot fork(const Slot& slot);
+
+  // Writes a part of a slot's memory, for states that come from elsewhere: all of a fixed entry, of an entry per token
+  // one of the slot's tokens.
+  void write(int64_t slot, int64_t entry, std::span<const float> values);
+  void write_token(int64_t slot, int64_t entry, int64_t token, std::span<const float> values);
 
   // Tokens that a slot has consumed, hence the position of its next one.
   [[nodiscard]] int64_t length(int64_t slot) const { return lengths_[checked(slot)]; }
@@ -66,6 +72,8 @@ class StatePool {
   [[nodiscard]] Tensor page_table() const { return pages_.table(); }
   // Bytes that one sequence takes whatever its length.
   [[nodiscard]] int64_t bytes_per_sequence() const;
+  // On a device, a copy of it that kernels read; else empty.
+  [[nodiscard]] Tensor uploaded_table() const { return pages_.uploaded_table(); }
   [[nodiscard]] int64_t pages_in_use() const { return pages_.in_use(); }
   [[nodiscard]] int64_t capacity() const { return static_cast<int64_t>(taken_.size()); }
   [[nodiscard]] int64_t available() const;
@@ -80,7 +88,13 @@ class StatePool {
     for (const size_t i : order_) f(spec_->entries[i], i);
   }
 
+  void copy(void* to, const void* from, int64_t bytes) const { copy_between(device_, stream_, to, from, bytes); }
+  void read_row(float* to, const Tensor& row) const;
+  void write_row(const Tensor& row, const float* from) const;
+
   std::shared_ptr<const StateSpec> spec_;
+  Device device_;
+  void* stream_;
   std::vector<size_t> order_;
   Buffer memory_;  // of the fixed entries
   Pages pages_;    // of the others

@@ -19,7 +19,7 @@ enum class Activation : uint8_t {
   relu2,      // max(x, 0)²: transformers' "relu2"
 };
 
-// x f32. Returns [T, d_ff] f32.
+// x f32, on CUDA also bf16. Returns [T, d_ff] of x's type.
 Tensor activation(Context& ctx, const Tensor& x, Activation act, bool gated, float gate_multiplier = 1);
 
 struct ActivationForward {
@@ -29,5 +29,6 @@ struct ActivationForward {
   float gate_multiplier;
 };
 ELAPID_KERNEL(ActivationForward)
+ELAPID_CUDA_KERNEL(ActivationForward)
 
 }  // namespace elapid

@@ -11,25 +11,30 @@
 // depends on the row, its keys and their order alone, and so do the merges: a row is the same bits alone or in any
 // batch, in one call or in pieces, computed by one thread or with its blocks spread over many.
 
+// On CUDA the same holds of f32. There q, k, v and y may be bf16; for those, sequences of many rows go through tensor
+// cores, which see keys, values and weights as bf16.
+
 #include "elapid/core/batch.h"
 #include "elapid/core/kernel.h"
 
 namespace elapid {
 
 struct AttentionInputs {
-  Tensor q;     // [T, heads · head_dim] f32, positions applied
-  Tensor k, v;  // [T, kv_heads · head_dim] f32, likewise
+  Tensor q;     // [T, heads · head_dim] f32 or on CUDA bf16, positions applied
+  Tensor k, v;  // [T, kv_heads · head_dim], of the same type
   int64_t heads = 1, kv_heads = 1;
   float scale = 1;
 };
 
 // A layer's memory; all empty when no sequence has a slot.
 struct KvCache {
-  Tensor keys, values;  // [pages, kPageTokens, kv_heads · head_dim] f32
-  Tensor page_table;    // [slots, n] i32: the page of tokens 64 p … of a slot
+  Tensor keys, values;      // [pages, kPageTokens, kv_heads · head_dim] f32
+  Tensor page_table;        // [slots, n] i32, in host memory: the page of tokens 64 p … of a slot
+  Tensor uploaded_table{};  // on CUDA the same in the device's memory; operators that find none make a copy
 };
 
-// batch.past says how many tokens of each sequence are in the cache already. Returns y [T, heads · head_dim] f32.
+// batch.past says how many tokens of each sequence are in the cache already. Returns y [T, heads · head_dim] of q's
+// type.
 Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, const KvCache& cache);
 
 // The weights w of one sequence of the batch: [heads, tokens, past + tokens] f32, zero where a token does not look.
@@ -50,8 +55,13 @@ struct AttentionForward {
   Tensor partials;  // scratch [rows, 16 + head_dim, rounded up]: m and l; o
   Tensor scratch;   // [threads, attention_scratch_floats()]
   int64_t head_dim, query_tokens;
+  // On CUDA `tasks` counts key blocks · kv_heads of sequences of few rows alone, `query_tasks` what the others are cut
+  // into.
+  Tensor query_tasks{};                       // [S+1] i64
+  int64_t few = 0, many = 0, merge_rows = 0;  // tasks of either kind, and rows to be merged
 };
 ELAPID_KERNEL(AttentionForward)
+ELAPID_CUDA_KERNEL(AttentionForward)
 
 struct AttentionWeights {
   AttentionInputs in;
@@ -60,12 +70,16 @@ struct AttentionWeights {
   Tensor weights;
 };
 ELAPID_KERNEL(AttentionWeights)
+ELAPID_CUDA_KERNEL(AttentionWeights)
 
 // Query rows (tokens · heads of a group) up to which a sequence is cut by keys: decoding streams the cache, and what is
 // written per block stays small beside what is read.
 inline constexpr int64_t kFewQueryRows = 16;
 // Query rows of a block: enough to make little of transposing keys, few enough to stay in the second-level cache.
 inline constexpr int64_t kQueryRows = 256;
+
+// On CUDA: query rows of a block, and the widest head.
+inline constexpr int64_t kCudaQueryRows = 64, kMostHeadDim = 256;
 
 ELAPID_INLINE constexpr int64_t attention_padded(int64_t n) { return (n + 15) / 16 * 16; }
 // Heads of keys that a block of a sequence of few rows takes at a time: 4 KiB of a row, or one head.

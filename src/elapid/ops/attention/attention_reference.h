@@ -17,6 +17,7 @@ struct AttentionInputs {
   std::vector<std::vector<int64_t>> pages;  // of each slot
   int64_t heads = 1, kv_heads = 1;
   double scale = 1;
+  bool bf16 = false;  // weights may be rounded to bf16 before they multiply values
 };
 
 struct AttentionExpected {
@@ -88,7 +89,7 @@ inline AttentionExpected attention(const AttentionInputs& in, const Sequences& s
             const double relative = errors[at] + kRounding * ((own - scores[at]) + (largest - own) + kExpError +
                                                               rescaled * (kExpError + 2) +
                                                               roundings(std::min(keys, kPageTokens) + blocks) + 1);
-            weight_errors[at] = weights[at] * relative + 4 * kUnderflow;
+            weight_errors[at] = weights[at] * (relative + (in.bf16 ? kBf16Rounding : 0)) + 4 * kUnderflow;
             total += weights[at];
             total_error += weight_errors[at];
           }

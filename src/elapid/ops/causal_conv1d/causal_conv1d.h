@@ -19,15 +19,17 @@ struct CausalConv1d {
   bool silu = true;  // else no activation
 };
 
-// x [T, channels] f32; state [slots, K−1, channels] f32, or empty when no sequence has a slot. Returns [T, channels]
-// f32.
+// x [T, channels] f32, on CUDA also bf16; state [slots, K−1, channels] f32, or empty when no sequence has a slot.
+// Returns [T, channels] of x's type.
 Tensor causal_conv1d(Context& ctx, const Tensor& x, const CausalConv1d& conv, const Batch& batch, const Tensor& state);
 
 struct CausalConv1dForward {
   Tensor x, weight, bias, y;
   Tensor offsets, slots, state;  // as in Batch; see above
   bool silu;
+  int64_t longest;  // tokens of the longest sequence
 };
 ELAPID_KERNEL(CausalConv1dForward)
+ELAPID_CUDA_KERNEL(CausalConv1dForward)
 
 }  // namespace elapid

@@ -1,6 +1,8 @@
 #include "elapid/ops/ceiling/ceiling.h"
 
 #include "elapid/core/buffer.h"
+#include "elapid/ops/matmul/matmul.h"
+#include "elapid/ops/uniform/uniform.h"
 
 #include <algorithm>
 #include <chrono>
@@ -15,9 +17,48 @@ double seconds_of(const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+Ceilings measure_on_device(Context& ctx, double seconds) {
+  Ceilings best;
+  if constexpr (kWithCuda) {
+    constexpr int64_t kCopied = int64_t{2} << 30, kSide = 8192, kTimes = 4;
+    const Arena::Scope scope(ctx.arena);
+    // The best of several rounds of kTimes, after one that is not timed.
+    const auto rate = [&](double amount, const auto& work) {
+      double most = 0;
+      work();
+      synchronize(ctx.stream);
+      for (double spent = 0; spent < seconds;) {
+        const double s = seconds_of([&] {
+          for (int64_t i = 0; i < kTimes; ++i) work();
+          synchronize(ctx.stream);
+        });
+        most = std::max(most, amount * kTimes / s);
+        spent += s;
+      }
+      return most;
+    };
+    // Random values: zeros are faster.
+    Buffer random(kSide * kSide * size_of(DType::bf16));
+    const Tensor values(random.data(), DType::bf16, {kSide, kSide});
+    fill_uniform(ctx.threads, {1, 0, -1, 1, values});
+    const Tensor x = ctx.arena.alloc(values.shape, DType::bf16);
+    Param weight{"weight", ctx.arena.alloc(values.shape, DType::bf16), Packing::rows, Arithmetic::bf16};
+    const Tensor y = ctx.arena.alloc(values.shape, DType::bf16);
+    for (const Tensor& t : {x, weight.value}) copy_async(t.data, values.data, values.bytes(), ctx.stream);
+    best.bf16_tflops = 1e-12 * rate(2.0 * kSide * kSide * kSide, [&] { matmul(ctx, x, weight, {.out = y}); });
+    const Tensor from = ctx.arena.alloc({kCopied}, DType::u8), to = ctx.arena.alloc({kCopied}, DType::u8);
+    for (int64_t at = 0; at < kCopied; at += values.bytes()) {
+      copy_async(from.ptr<uint8_t>() + at, values.data, values.bytes(), ctx.stream);
+    }
+    best.read_gb_s = 1e-9 * rate(2.0 * kCopied, [&] { copy_async(to.data, from.data, kCopied, ctx.stream); });
+  }
+  return best;
+}
+
 }  // namespace
 
 Ceilings measure_ceilings(Context& ctx, double seconds) {
+  if (on_cuda(ctx.device)) return measure_on_device(ctx, seconds);
   Ceilings best;
   const Arena::Scope scope(ctx.arena);
   const Tensor sums = ctx.arena.alloc({ctx.threads.size()}, DType::f32);

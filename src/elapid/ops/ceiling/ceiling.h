@@ -12,7 +12,8 @@ struct Ceilings {
   double bf16_tflops = 0;  // bf16 products with float32 sums, likewise: in AMX tiles where there are any, else tflops
 };
 
-// Takes about `seconds` for each figure; keeps the best of several rounds.
+// Takes about `seconds` for each figure; keeps the best of several rounds. On CUDA, read_gb_s is a copy's bytes, read
+// and written, bf16_tflops a large product's, and tflops is not measured: 0.
 Ceilings measure_ceilings(Context& ctx, double seconds = 0.5);
 
 // Powers of products (exp2_product of cpu/simd.h) a second, all threads: what a scan of decays consists of.

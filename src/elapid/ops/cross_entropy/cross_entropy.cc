@@ -13,7 +13,8 @@ Tensor cross_entropy(Context& ctx, const Tensor& logits, const Tensor& labels) {
             " or 0 to ", vocab - 1, ", got ", label, " at position ", r);
   }
   const Tensor nll = ctx.arena.alloc({logits.rows()}, DType::f32);
-  launch(ctx, CrossEntropyForward{logits, labels, nll});
+  const Arena::Scope scope(ctx.arena);
+  launch(ctx, CrossEntropyForward{logits, upload_values(ctx, labels), nll});
   return nll;
 }
 

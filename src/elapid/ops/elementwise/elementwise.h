@@ -1,6 +1,7 @@
 #pragma once
 
-// What some families do between the coarse operators, in float32 on [rows, columns].
+// What some families do between the coarse operators, in float32 on [rows, columns]. Operands and results are of one
+// type, f32 or on CUDA bf16.
 
 #include "elapid/core/kernel.h"
 
@@ -12,7 +13,7 @@ Tensor concat_columns(Context& ctx, const Tensor& a, const Tensor& b);
 Tensor add(Context& ctx, const Tensor& a, const Tensor& b);
 // factor · x
 Tensor scale(Context& ctx, const Tensor& x, float factor);
-// x[r, c] · factors[c], in place; factors [columns] f32.
+// x[r, c] · factors[c], in place; factors [columns] f32, in host memory.
 void scale_columns(Context& ctx, const Tensor& x, const Tensor& factors);
 
 // x · silu(z)
@@ -22,6 +23,7 @@ struct ConcatColumnsForward {
   Tensor a, b, y;
 };
 ELAPID_KERNEL(ConcatColumnsForward)
+ELAPID_CUDA_KERNEL(ConcatColumnsForward)
 
 // y = factor · (x ∘ factors + b); factors or b may be empty. y may be x.
 struct ScaleAddForward {
@@ -29,10 +31,12 @@ struct ScaleAddForward {
   float factor;
 };
 ELAPID_KERNEL(ScaleAddForward)
+ELAPID_CUDA_KERNEL(ScaleAddForward)
 
 struct SiluGateForward {
   Tensor x, z, y;
 };
 ELAPID_KERNEL(SiluGateForward)
+ELAPID_CUDA_KERNEL(SiluGateForward)
 
 }  // namespace elapid

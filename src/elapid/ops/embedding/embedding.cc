@@ -2,7 +2,7 @@
 
 namespace elapid {
 
-Tensor embedding(Context& ctx, const Tensor& tokens, const Param& table, float scale) {
+Tensor embedding(Context& ctx, const Tensor& tokens, const Param& table, float scale, const Tensor& uploaded) {
   require(tokens.dtype == DType::i32, "embedding: tokens must be i32, got ", name_of(tokens.dtype));
   require(table.packing == Packing::rows && table.value.shape.rank == 2, "embedding: ", table.name,
           " must be a matrix of rows");
@@ -12,7 +12,8 @@ Tensor embedding(Context& ctx, const Tensor& tokens, const Param& table, float s
     require(id >= 0 && id < vocab, "embedding: token ids must be 0 to ", vocab - 1, ", got ", id, " at position ", t);
   }
   const Tensor y = ctx.arena.alloc({tokens.size(), table.value.cols()}, DType::f32);
-  launch(ctx, EmbeddingForward{tokens, table.value, y, scale});
+  const Arena::Scope scope(ctx.arena);
+  launch(ctx, EmbeddingForward{uploaded ? uploaded : upload_values(ctx, tokens), table.value, y, scale});
   return y;
 }
 

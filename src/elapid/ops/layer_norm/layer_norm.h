@@ -9,7 +9,7 @@
 
 namespace elapid {
 
-// x [rows, d] f32; weight, bias [d] f32, or empty for none. Returns [rows, d] f32.
+// x [rows, d] f32, on CUDA also bf16; weight, bias [d] f32, or empty for none. Returns [rows, d] of ctx.activations.
 Tensor layer_norm(Context& ctx, const Tensor& x, const Param& weight, const Param& bias, float eps);
 
 struct LayerNormForward {
@@ -17,5 +17,6 @@ struct LayerNormForward {
   float eps;
 };
 ELAPID_KERNEL(LayerNormForward)
+ELAPID_CUDA_KERNEL(LayerNormForward)
 
 }  // namespace elapid

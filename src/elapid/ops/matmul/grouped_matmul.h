@@ -10,6 +10,9 @@
 
 namespace elapid {
 
+// On CUDA weights are plain rows, offsets lie on the device and are not checked, and the last sentence holds of f32
+// arithmetic; x may be bf16, and the result is of ctx.activations.
+//
 // x [rows, in] f32; weights, one a group, [out, in], of one shape and type, packed by pack_weight(); offsets
 // [groups + 1] i64 from 0 to rows. Returns [rows, out] f32.
 Tensor grouped_matmul(Context& ctx, const Tensor& x, std::span<const Param> weights, const Tensor& offsets);
@@ -20,8 +23,10 @@ struct GroupedMatmulForward {
   Tensor offsets;        // [groups + 1] i64
   Tensor first_task;     // scratch [groups + 1] i64
   Tensor rounded;        // as MatmulForward's
+  Tensor addresses{};    // on CUDA [groups] i64: the weights'
 };
 ELAPID_KERNEL(GroupedMatmulForward)
 ELAPID_AMX_KERNEL(GroupedMatmulForward)
+ELAPID_CUDA_KERNEL(GroupedMatmulForward)
 
 }  // namespace elapid

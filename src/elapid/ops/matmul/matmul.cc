@@ -53,23 +53,60 @@ Tensor room_to_round(Context& ctx, const Tensor& x, const Param& weight, int64_t
   return ctx.arena.alloc({rounded_bytes(x.rows(), x.cols(), groups)}, DType::u8);
 }
 
+namespace {
+
+// On CUDA. Operands agree in shape.
+void launch_on_rows(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue, const Tensor& y) {
+  // The library wants its workspace aligned so. Rows are aligned that begin at multiples of eight elements of bf16.
+  constexpr int64_t kWorkspace = int64_t{32} << 20, kWorkspaceAlignment = 256, kAligned = 8;
+  const Tensor& w = weight.value;
+  require(weight.packing == Packing::rows && (w.dtype == DType::f32 || w.dtype == DType::bf16), "matmul: ", weight.name,
+          " must be rows of f32 or bf16 on cuda, got ", name_of(w.dtype));
+  MatmulForward args{x, w, epilogue.bias, epilogue.add, y, epilogue.alpha, {}, weight.arithmetic};
+  const Arena::Scope scope(ctx.arena);
+  if (weight.arithmetic == Arithmetic::bf16) {
+    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.row_stride() % kAligned == 0;
+    if (x.dtype != DType::bf16 || !aligned) {
+      const int64_t stride = (x.cols() + kAligned - 1) / kAligned * kAligned;
+      args.rounded = ctx.arena.alloc({x.rows(), stride}, DType::bf16).columns(0, x.cols());
+    }
+    if (x.rows() > kCudaFewRows) {
+      const Tensor room = ctx.arena.alloc({kWorkspace + kWorkspaceAlignment}, DType::u8);
+      const auto at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(room.data));
+      const int64_t skip = (kWorkspaceAlignment - at % kWorkspaceAlignment) % kWorkspaceAlignment;
+      args.workspace = room.slice(skip, skip + kWorkspace);
+      if (epilogue.bias && y.dtype == DType::bf16) args.unrounded = ctx.arena.alloc({y.rows(), y.cols()}, DType::f32);
+    }
+  }
+  launch(ctx, args);
+}
+
+}  // namespace
+
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue) {
   const int64_t out = weight.value.shape[0], in = weight.value.shape[1];
+  const bool on_device = on_cuda(ctx.device);
   const bool quantized = is_quantized(weight.packing);
-  require(weight.packing == Packing::tiles || quantized, "matmul: ", weight.name, " must be packed");
+  require(on_device || weight.packing == Packing::tiles || quantized, "matmul: ", weight.name, " must be packed");
   require(weight.arithmetic == Arithmetic::f32 || quantized || weight.value.dtype == DType::bf16,
           "matmul: ", weight.name, " must be bf16 for bf16 arithmetic, got ", name_of(weight.value.dtype));
   require(in >= 1, "matmul: ", weight.name, " must have at least one input, got ", in);
-  require(x.dtype == DType::f32 && x.cols() == in, "matmul: x must be f32 with ", in, " columns for ", weight.name,
-          ", got ", name_of(x.dtype), " with ", x.cols());
+  require(takes_activations(ctx, x.dtype) && x.cols() == in, "matmul: x must be f32 (on CUDA also bf16) with ", in,
+          " columns for ", weight.name, ", got ", name_of(x.dtype), " with ", x.cols());
   const Tensor& bias = epilogue.bias;
   require(!bias || (bias.dtype == DType::f32 && bias.size() == out), "matmul: bias must be f32 with ", out,
           " elements, got ", bias.size());
+  const DType dtype = epilogue.out ? epilogue.out.dtype : ctx.activations;
   for (const Tensor& t : {epilogue.add, epilogue.out}) {
-    require(!t || (t.dtype == DType::f32 && t.rows() == x.rows() && t.cols() == out),
-            "matmul: add and out must be f32 [", x.rows(), ", ", out, "], got [", t.rows(), ", ", t.cols(), "]");
+    require(!t || (t.dtype == dtype && takes_activations(ctx, dtype) && t.rows() == x.rows() && t.cols() == out),
+            "matmul: add and out must be f32 (on CUDA also bf16) [", x.rows(), ", ", out, "], got ", name_of(t.dtype),
+            " [", t.rows(), ", ", t.cols(), "]");
   }
-  const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, DType::f32);
+  const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({x.rows(), out}, dtype);
+  if (on_device) {
+    launch_on_rows(ctx, x, weight, epilogue, y);
+    return y;
+  }
   const Arena::Scope scope(ctx.arena);
   const Tensor rounded = room_to_round(ctx, x, weight);
   if (quantized) {

@@ -9,6 +9,9 @@
 //
 // In bf16 arithmetic x is rounded to bf16 first (subnormals may count as zero); products are exact and sums float32.
 // The order of the sums depends on the number of rows, as AMX tiles take many at once.
+//
+// On CUDA weights are plain rows in f32 or bf16, x and results f32 or bf16. What is said of f32 arithmetic holds there,
+// too, with another order: one accumulator for each of 32 lanes (see matmul_cuda.cu).
 
 #include "elapid/core/buffer.h"
 #include "elapid/core/kernel.h"
@@ -21,11 +24,13 @@ namespace elapid {
 struct Epilogue {
   float alpha = 1;
   Tensor bias{};  // [out] f32, or empty
-  Tensor add{};   // [rows, out] f32, or empty
-  Tensor out{};   // where to write, or empty: from the arena. May be `add` itself (a residual updated in place).
+  Tensor add{};   // [rows, out] of the result's type, or empty
+  Tensor out{};  // [rows, out] f32, on CUDA also bf16: where to write, or empty: from the arena. May be `add` itself (a
+                 // residual updated in place).
 };
 
-// x [rows, in] f32; weight [out, in] packed by pack_weight(). Returns [rows, out] f32.
+// x [rows, in] f32, on CUDA also bf16; weight [out, in] packed by pack_weight(), on CUDA rows. Returns [rows, out] of
+// out's type, or without one ctx.activations.
 Tensor matmul(Context& ctx, const Tensor& x, const Param& weight, const Epilogue& epilogue = {});
 
 // The packed order ("tiles"): blocks of kPackBlock outputs; in a block, `in` rounded up to a multiple of kPackDepth
@@ -69,9 +74,17 @@ struct MatmulForward {
   Tensor x, weight, bias, add, y;  // weight: shape [out, in], data packed
   float alpha;
   Tensor rounded;  // in bf16 arithmetic, room for rounded_bytes() (see room_to_round()); else empty
+  // On CUDA alone, where `rounded` is [rows, in] bf16 if x must be rounded, or moved to where rows are aligned.
+  Arithmetic arithmetic = Arithmetic::f32;
+  Tensor workspace{};  // of the library, for more than kCudaFewRows rows
+  Tensor unrounded{};  // [rows, out] f32, likewise where a bias joins before the result is rounded to bf16
 };
 ELAPID_KERNEL(MatmulForward)
+ELAPID_CUDA_KERNEL(MatmulForward)
 ELAPID_AMX_KERNEL(MatmulForward)
+
+// Rows that CUDA's own kernels multiply in bf16 arithmetic: decoding, which reading the weights bounds.
+inline constexpr int64_t kCudaFewRows = 16;
 
 // For x rounded to bf16: as floats, or as bf16 in tiles of sixteen rows, of which each group begins one; columns up to
 // a multiple of kPackDepth, or of the groups of quantized weights.

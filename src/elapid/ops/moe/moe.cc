@@ -5,9 +5,11 @@
 namespace elapid {
 namespace {
 
-void check_indices(const char* op, const char* name, const Tensor& indices, int64_t count, int64_t below) {
+void check_indices(const Context& ctx, const char* op, const char* name, const Tensor& indices, int64_t count,
+                   int64_t below) {
   require(indices.dtype == DType::i64 && indices.size() == count, op, ": ", name, " must be i64 with ", count,
           " elements, got ", name_of(indices.dtype), " with ", indices.size());
+  if (on_cuda(ctx.device)) return;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t index = indices.ptr<int64_t>()[i];
     require(index >= 0 && index < below, op, ": ", name, " must not be negative and be below ", below, ", got ", index);
@@ -50,18 +52,22 @@ Routes route(Context& ctx, const Tensor& logits, const Router& router, const Par
   routes.tokens = ctx.arena.alloc({tokens * top_k}, DType::i64);
   routes.rows = ctx.arena.alloc({tokens, top_k}, DType::i64);
   const Arena::Scope scope(ctx.arena);
-  const bool scores = router.routing == Routing::sigmoid_groups;
+  const bool scores = router.routing == Routing::sigmoid_groups && !on_cuda(ctx.device);
   const Tensor scratch =
       scores ? ctx.arena.alloc({ctx.threads.size(), route_scratch_floats(experts, groups)}, DType::f32) : Tensor();
   launch(ctx, RouteForward{logits, bias, routes.experts, routes.weights, scratch, router});
-  launch(ctx, GroupRows{routes.experts, routes.offsets, routes.tokens, routes.rows});
+  GroupRows group{routes.experts, routes.offsets, routes.tokens, routes.rows};
+  if (on_cuda(ctx.device)) {
+    group.counts = ctx.arena.alloc({(tokens * top_k + kRouteChunk - 1) / kRouteChunk + 1, experts}, DType::i32);
+  }
+  launch(ctx, group);
   return routes;
 }
 
 Tensor expert_rows(Context& ctx, const Tensor& x, const Routes& routes) {
-  require(x.dtype == DType::f32, "expert_rows: x must be f32, got ", name_of(x.dtype));
-  check_indices("expert_rows", "tokens", routes.tokens, routes.experts.size(), x.rows());
-  const Tensor y = ctx.arena.alloc({routes.tokens.size(), x.cols()}, DType::f32);
+  require(takes_activations(ctx, x.dtype), "expert_rows: x must be f32 (on CUDA also bf16), got ", name_of(x.dtype));
+  check_indices(ctx, "expert_rows", "tokens", routes.tokens, routes.experts.size(), x.rows());
+  const Tensor y = ctx.arena.alloc({routes.tokens.size(), x.cols()}, x.dtype);
   launch(ctx, GatherRowsForward{x, routes.tokens, y});
   return y;
 }
@@ -69,16 +75,19 @@ Tensor expert_rows(Context& ctx, const Tensor& x, const Routes& routes) {
 Tensor combine(Context& ctx, const Tensor& x, const Routes& routes, const Epilogue& epilogue) {
   const Tensor& weights = routes.weights;
   const int64_t tokens = weights.rows(), width = x.cols();
-  require(x.dtype == DType::f32 && x.rows() == weights.size(), "combine: x must be f32 with ", weights.size(),
-          " rows, got ", name_of(x.dtype), " with ", x.rows());
+  require(takes_activations(ctx, x.dtype) && x.rows() == weights.size(),
+          "combine: x must be f32 (on CUDA also bf16) with ", weights.size(), " rows, got ", name_of(x.dtype), " with ",
+          x.rows());
   require(weights.dtype == DType::f32, "combine: weights must be f32, got ", name_of(weights.dtype));
-  check_indices("combine", "rows", routes.rows, weights.size(), x.rows());
+  check_indices(ctx, "combine", "rows", routes.rows, weights.size(), x.rows());
   require(!epilogue.bias, "combine: bias must be empty, got ", epilogue.bias.size(), " elements");
+  const DType dtype = epilogue.out ? epilogue.out.dtype : ctx.activations;
   for (const Tensor& t : {epilogue.add, epilogue.out}) {
-    require(!t || (t.dtype == DType::f32 && t.rows() == tokens && t.cols() == width),
-            "combine: add and out must be f32 [", tokens, ", ", width, "], got [", t.rows(), ", ", t.cols(), "]");
+    require(!t || (t.dtype == dtype && takes_activations(ctx, dtype) && t.rows() == tokens && t.cols() == width),
+            "combine: add and out must be f32 (on CUDA also bf16) [", tokens, ", ", width, "], got ", name_of(t.dtype),
+            " [", t.rows(), ", ", t.cols(), "]");
   }
-  const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({tokens, width}, DType::f32);
+  const Tensor y = epilogue.out ? epilogue.out : ctx.arena.alloc({tokens, width}, dtype);
   launch(ctx, CombineForward{x, weights, routes.rows, epilogue.add, y, epilogue.alpha});
   return y;
 }

@@ -5,7 +5,8 @@
 //
 //   routes = route(logits);  x = expert_rows(h, routes);  y = the experts on x (grouped_matmul);  combine(y, routes)
 //
-// A token's results are the same bits whatever its neighbours.
+// A token's results are the same bits whatever its neighbours. On CUDA routes stay on the device: the host neither
+// waits for them nor checks their indices. x may be bf16 there.
 
 #include "elapid/core/kernel.h"
 #include "elapid/core/param.h"
@@ -48,11 +49,11 @@ struct Routes {
 // logits [T, experts] f32; correction_bias [experts] f32 or empty, for sigmoid_groups alone.
 Routes route(Context& ctx, const Tensor& logits, const Router& router, const Param& correction_bias = {});
 
-// y[r] = x[tokens[r]]: what the experts read. x [T, d] f32. Returns [T · top_k, d] f32.
+// y[r] = x[tokens[r]]: what the experts read. x [T, d]. Returns [T · top_k, d] of x's type.
 Tensor expert_rows(Context& ctx, const Tensor& x, const Routes& routes);
 
-// y[t] = alpha · Σ over ranks k of weights[t, k] · x[rows[t, k]] + add[t], added up in order of k. x [T · top_k, d]
-// f32; the epilogue's bias must be empty, its `out` may be its `add`. Returns [T, d] f32.
+// y[t] = alpha · Σ over ranks k of weights[t, k] · x[rows[t, k]] + add[t], added up in order of k. x [T · top_k, d];
+// the epilogue's bias must be empty, its `out` may be its `add`. Returns [T, d] of out's type, or ctx.activations.
 Tensor combine(Context& ctx, const Tensor& x, const Routes& routes, const Epilogue& epilogue = {});
 
 struct RouteForward {
@@ -61,19 +62,24 @@ struct RouteForward {
   Router router;
 };
 ELAPID_KERNEL(RouteForward)
+ELAPID_CUDA_KERNEL(RouteForward)
 
 // Floats of scratch one thread needs: scores, what is chosen by, scores of groups.
 ELAPID_INLINE constexpr int64_t route_scratch_floats(int64_t experts, int64_t groups) { return 2 * experts + groups; }
 
 struct GroupRows {
   Tensor experts, offsets, tokens, rows;  // as in Routes
+  Tensor counts{};                        // on CUDA scratch [chunks + 1, experts] i32, of kRouteChunk pairs each
 };
 ELAPID_KERNEL(GroupRows)
+ELAPID_CUDA_KERNEL(GroupRows)
+inline constexpr int64_t kRouteChunk = 256;
 
 struct CombineForward {
   Tensor x, weights, rows, add, y;
   float alpha;
 };
 ELAPID_KERNEL(CombineForward)
+ELAPID_CUDA_KERNEL(CombineForward)
 
 }  // namespace elapid

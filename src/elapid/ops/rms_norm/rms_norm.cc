@@ -6,13 +6,14 @@ namespace {
 Tensor norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps, int64_t groups,
             bool norm_before_gate) {
   const int64_t d = x.cols();
-  require(x.dtype == DType::f32, "rms_norm: x must be f32, got ", name_of(x.dtype));
+  require(takes_activations(ctx, x.dtype), "rms_norm: x must be f32 (on CUDA also bf16), got ", name_of(x.dtype));
   require(!weight || (weight.value.dtype == DType::f32 && weight.value.size() == d), "rms_norm: ", weight.name,
           " must be f32 with ", d, " elements, got ", weight.value.size());
-  require(!z || (z.dtype == DType::f32 && z.rows() == x.rows() && z.cols() == d),
-          "rms_norm: z must have the shape of x, [", x.rows(), ", ", d, "], got [", z.rows(), ", ", z.cols(), "]");
+  require(!z || (z.dtype == x.dtype && z.rows() == x.rows() && z.cols() == d),
+          "rms_norm: z must have the type and shape of x, ", name_of(x.dtype), " [", x.rows(), ", ", d, "], got [",
+          z.rows(), ", ", z.cols(), "]");
   require(groups >= 1 && d % groups == 0, "rms_norm: groups must divide ", d, " columns, got ", groups);
-  const Tensor y = ctx.arena.alloc({x.rows(), d}, DType::f32);
+  const Tensor y = ctx.arena.alloc({x.rows(), d}, ctx.activations);
   launch(ctx, RmsNormForward{x, z, weight.value, y, eps, groups, norm_before_gate});
   return y;
 }

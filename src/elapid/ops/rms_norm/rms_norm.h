@@ -11,10 +11,11 @@
 
 namespace elapid {
 
-// x [rows, d] f32; weight [d] f32, or empty for none. Returns [rows, d] f32.
+// x [rows, d] f32, on CUDA also bf16; weight [d] f32, or empty for none. Returns [rows, d] of ctx.activations.
 Tensor rms_norm(Context& ctx, const Tensor& x, const Param& weight, float eps);
 
-// x, z [rows, d] f32; weight [d] f32; d must be a multiple of groups. Returns [rows, d] f32.
+// x, z [rows, d] of one such type; weight [d] f32; d must be a multiple of groups. Returns [rows, d] of
+// ctx.activations.
 Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& z, const Param& weight, float eps,
                       int64_t groups = 1, bool norm_before_gate = false);
 
@@ -25,5 +26,6 @@ struct RmsNormForward {
   bool norm_before_gate;
 };
 ELAPID_KERNEL(RmsNormForward)
+ELAPID_CUDA_KERNEL(RmsNormForward)
 
 }  // namespace elapid

@@ -12,24 +12,26 @@
 namespace elapid {
 
 struct Rotary {
-  Tensor inverse_frequencies;  // f, [n] f32; n ≥ 0
+  Tensor inverse_frequencies;  // f, [n] f32, in host memory; n ≥ 0
   float scaling = 1;           // of sine and cosine, hence of what is rotated alone
   bool interleaved = false;    // neighbours, else halves
   float alpha = 1;
 };
 
-// x [T, heads · head_dim] f32. Writes to `out`, of the same shape, which may be x itself; without one, to a new tensor.
+// x [T, heads · head_dim] f32, on CUDA also bf16. Writes to `out`, of the same type and shape, which may be x itself;
+// without one, to a new tensor.
 Tensor rotary(Context& ctx, const Tensor& x, int64_t heads, const Rotary& rotary, const Batch& batch,
               const Tensor& out = {});
 
 struct RotaryForward {
   Tensor x, inverse_frequencies, y;
   Tensor offsets, past;  // as in Batch
-  Tensor turns;          // scratch [T, 2, n] or, interleaved, [T, 2, 2 n]: cosines, then sines, as the lanes need them
+  Tensor turns;          // scratch [T, 2, n] or, interleaved, [T, 2, 2 n]: cosines, then sines, as lanes need them
   int64_t head_dim;
   float scaling, alpha;
   bool interleaved;
 };
 ELAPID_KERNEL(RotaryForward)
+ELAPID_CUDA_KERNEL(RotaryForward)
 
 }  // namespace elapid

@@ -9,6 +9,8 @@
 // Channel c reads B and C of group c / (channels / groups). A decay below the smallest normal float32 may count as
 // zero.
 //
+// x, dt, B, C, z and y are of one type, f32 or on CUDA bf16; the rest is f32.
+//
 // Every element of h and y is the same operations in the same order however a sequence is cut into calls: a prompt at
 // once, in pieces or token by token leaves the same bits.
 
@@ -18,18 +20,18 @@
 namespace elapid {
 
 struct SelectiveScan {
-  Tensor x;        // [T, channels] f32
-  Tensor dt;       // [T, channels] f32, before bias and softplus
-  Tensor B, C;     // [T, groups · d_state] f32
+  Tensor x;        // [T, channels]
+  Tensor dt;       // [T, channels], before bias and softplus
+  Tensor B, C;     // [T, groups · d_state]
   Tensor A;        // [channels, d_state] f32, not positive: −exp(A_log)
   Tensor D;        // [channels] f32, or empty
   Tensor dt_bias;  // [channels] f32, or empty
-  Tensor z;        // [T, channels] f32, or empty: no gate
+  Tensor z;        // [T, channels], or empty: no gate
   int64_t groups = 1;
 };
 
 // state [slots, channels, d_state] f32 or bf16, or empty when no sequence has a slot: initial states before, final ones
-// after. In bf16, as ssd_scan()'s, and then how a sequence is cut does show. Returns y [T, channels] f32.
+// after. In bf16, as ssd_scan()'s, and then how a sequence is cut does show. Returns y [T, channels].
 Tensor selective_scan(Context& ctx, const SelectiveScan& scan, const Batch& batch, const Tensor& state);
 
 struct SelectiveScanForward {
@@ -38,8 +40,11 @@ struct SelectiveScanForward {
   Tensor offsets, slots, state;  // as in Batch; see above
   Tensor scratch;                // scratch [threads, selective_scan_scratch_floats()]
   int64_t d_state;
+  int64_t longest;  // tokens of the longest sequence
 };
 ELAPID_KERNEL(SelectiveScanForward)
+ELAPID_CUDA_KERNEL(SelectiveScanForward)
+inline constexpr int64_t kMostScanStates = 256;  // on CUDA
 
 // Vectors of sixteen channels in one task, at most, and tokens whose time steps are computed together.
 inline constexpr int64_t kSelectiveScanVectors = 4, kSelectiveScanTokens = 8;

@@ -3,12 +3,46 @@
 #include "elapid/ops/sequences.h"
 
 namespace elapid {
+namespace {
+
+// Tables and scratch of the CUDA form.
+void add_segments(const Context& ctx, const Batch& batch, SsdScanForward& a) {
+  const int64_t sequences = batch.sequence_count(), heads = a.in.dt.cols();
+  const Tensor segments = host_table(ctx, {sequences + 1}, DType::i64),
+               carries = host_table(ctx, segments.shape, DType::i64);
+  const int64_t* offsets = batch.offsets.ptr<int64_t>();
+  int64_t segment = 0, carry = 0;
+  for (int64_t s = 0; s < sequences; ++s) {
+    segments.ptr<int64_t>()[s] = segment;
+    carries.ptr<int64_t>()[s] = carry;
+    const int64_t length = offsets[s + 1] - offsets[s];
+    if (length == 1) ++a.singles;
+    if (length < 2) continue;
+    const int64_t own = (length + ssd_segment(length) - 1) / ssd_segment(length);
+    segment += own;
+    carry += own - 1;
+  }
+  segments.ptr<int64_t>()[sequences] = a.segments = segment;
+  carries.ptr<int64_t>()[sequences] = carry;
+  // One token each is what decoding does, and needs no table.
+  if (segment == 0) return;
+  a.segment_begin = upload(ctx, segments);
+  a.carry_begin = upload(ctx, carries);
+  a.carries = ctx.arena.alloc({carry, heads, a.head_dim, a.d_state}, DType::f32);
+  a.carry_decay = ctx.arena.alloc({carry, heads}, DType::f32);
+}
+
+}  // namespace
 
 Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tensor& state) {
   const int64_t tokens = in.x.rows(), heads = in.dt.cols(), width = in.x.cols(), groups = in.groups;
-  for (const Tensor& t : {in.x, in.dt, in.B, in.C, in.A}) {
-    require(t && t.dtype == DType::f32, "ssd_scan: x, dt, B, C and A must be f32, got ", name_of(t.dtype));
+  require(in.x && takes_activations(ctx, in.x.dtype), "ssd_scan: x must be f32 (on CUDA also bf16), got ",
+          name_of(in.x.dtype));
+  for (const Tensor& t : {in.dt, in.B, in.C}) {
+    require(t && t.dtype == in.x.dtype, "ssd_scan: dt, B and C must be of x's type, ", name_of(in.x.dtype), ", got ",
+            name_of(t.dtype));
   }
+  require(in.A && in.A.dtype == DType::f32, "ssd_scan: A must be f32, got ", name_of(in.A.dtype));
   require(heads >= 1 && width % heads == 0, "ssd_scan: heads must divide the columns of x, ", width, ", got ", heads);
   require(groups >= 1 && heads % groups == 0, "ssd_scan: groups must divide heads, ", heads, ", got ", groups);
   require(in.B.cols() % groups == 0 && in.B.cols() == in.C.cols(),
@@ -24,22 +58,29 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
   const int64_t head_dim = width / heads, d_state = in.B.cols() / groups;
   check_sequences("ssd_scan", batch, tokens, state, {heads, head_dim, d_state}, StateTypes::f32_or_bf16);
 
-  const Tensor y = ctx.arena.alloc({tokens, width}, DType::f32);
+  const Tensor y = ctx.arena.alloc({tokens, width}, in.x.dtype);
   const Arena::Scope scope(ctx.arena);
   const int64_t sequences = batch.sequence_count();
-  const Tensor chunk_begin = ctx.arena.alloc({sequences + 1}, DType::i64);
+  const BatchArrays arrays = arrays_of(ctx, batch);
+  SsdScanForward forward{in, y, arrays.offsets, arrays.slots, state, {}, {}, {}, head_dim, d_state};
+  if (on_cuda(ctx.device)) {
+    require(d_state <= kMostSsdStates, "ssd_scan: d_state must be at most ", kMostSsdStates, " on CUDA, got ", d_state);
+    add_segments(ctx, batch, forward);
+    launch(ctx, forward);
+    return y;
+  }
+  forward.chunk_begin = ctx.arena.alloc({sequences + 1}, DType::i64);
   int64_t chunks = 0;
   for (int64_t s = 0; s < sequences; ++s) {
-    chunk_begin.ptr<int64_t>()[s] = chunks;
+    forward.chunk_begin.ptr<int64_t>()[s] = chunks;
     const int64_t length = batch.offsets.ptr<int64_t>()[s + 1] - batch.offsets.ptr<int64_t>()[s];
     if (length > 1) chunks += (length + kSsdChunk - 1) / kSsdChunk;
   }
-  chunk_begin.ptr<int64_t>()[sequences] = chunks;
-  const Tensor shared = ctx.arena.alloc({chunks * groups, ssd_chunk_floats(d_state, in.arithmetic)}, DType::f32);
-  const Tensor scratch =
+  forward.chunk_begin.ptr<int64_t>()[sequences] = chunks;
+  forward.chunks = ctx.arena.alloc({chunks * groups, ssd_chunk_floats(d_state, in.arithmetic)}, DType::f32);
+  forward.scratch =
       ctx.arena.alloc({ctx.threads.size(), ssd_scratch_floats(head_dim, d_state, in.arithmetic)}, DType::f32);
-  launch(ctx,
-         SsdScanForward{in, y, batch.offsets, batch.slots, state, chunk_begin, shared, scratch, head_dim, d_state});
+  launch(ctx, forward);
   return y;
 }
 

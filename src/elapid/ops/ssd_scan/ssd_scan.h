@@ -20,23 +20,25 @@ namespace elapid {
 inline constexpr int64_t kSsdChunk = 64;
 
 struct SsdScan {
-  Tensor x;        // [T, heads · head_dim] f32
-  Tensor dt;       // [T, heads] f32, before bias and softplus
-  Tensor B, C;     // [T, groups · d_state] f32
+  // These of one type, f32 or on CUDA bf16:
+  Tensor x;        // [T, heads · head_dim]
+  Tensor dt;       // [T, heads], before bias and softplus
+  Tensor B, C;     // [T, groups · d_state]
   Tensor A;        // [heads] f32, negative: −exp(A_log)
   Tensor D;        // [heads] or [heads · head_dim] f32, or empty
   Tensor dt_bias;  // [heads] f32, or empty
   int64_t groups = 1;
   float dt_min = 0, dt_max = __builtin_inff();
-  // bf16: where there are tiles, x, B, C, decayed scores and states are rounded to bf16 as operands of products, in
-  // sequences of at least kSsdTiled tokens. Sums and the state itself stay float32.
+  // bf16: where there are tiles (on CUDA: for x of bf16, in sequences of two tokens and more), x, B, C, decayed scores
+  // and states are rounded to bf16 as operands of products, in sequences of at least kSsdTiled tokens. Sums and the
+  // state itself stay float32.
   Arithmetic arithmetic = Arithmetic::f32;
 };
 inline constexpr int64_t kSsdTiled = 16;
 
 // state [slots, heads, head_dim, d_state] f32 or bf16, or empty when no sequence has a slot: initial states before,
 // final ones after. In bf16, final states are rounded once a call, up or down with the chance that keeps their mean
-// (store_dithered() in cpu/kept.h); within a call states are f32. Returns y [T, heads · head_dim] f32.
+// (store_dithered() in cpu/kept.h); within a call states are f32. Returns y [T, heads · head_dim] of x's type.
 Tensor ssd_scan(Context& ctx, const SsdScan& scan, const Batch& batch, const Tensor& state);
 
 struct SsdScanForward {
@@ -47,9 +49,23 @@ struct SsdScanForward {
   Tensor chunks;                 // scratch [chunks · groups, ssd_chunk_floats()]: what the heads of a group share
   Tensor scratch;                // scratch [threads, ssd_scratch_floats()]
   int64_t head_dim, d_state;
+  // On CUDA, where a long sequence is cut into segments that run side by side. First each one's final state from zero
+  // and the sum of its dt · A; then from these the state that the next segment begins with; then the outputs.
+  Tensor segment_begin{};  // [S+1] i64: index of each sequence's first segment (sequences of one token have none)
+  Tensor carry_begin{};    // [S+1] i64: likewise of the states between its segments
+  Tensor carries{}, carry_decay{};    // scratch [carries, heads, head_dim, d_state], [carries, heads] f32
+  int64_t segments = 0, singles = 0;  // singles: sequences of one token
 };
 ELAPID_KERNEL(SsdScanForward)
 ELAPID_AMX_KERNEL(SsdScanForward)
+ELAPID_CUDA_KERNEL(SsdScanForward)
+inline constexpr int64_t kMostSsdStates = 256;  // on CUDA
+
+// Tokens of a segment. By the sequence's own length, so that its results do not depend on its neighbours: few enough
+// that one short sequence fills a device, many enough that states between them are little beside x.
+ELAPID_INLINE constexpr int64_t ssd_segment(int64_t length) {
+  return length <= 4096 ? 256 : length <= 65536 ? 1024 : 8192;
+}
 
 ELAPID_INLINE constexpr int64_t ssd_padded(int64_t n) { return (n + 15) / 16 * 16; }
 // d_state as the depth of tiles.
