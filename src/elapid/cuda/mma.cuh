@@ -22,17 +22,18 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const bf16* ro
                : "memory");
 }
 
-// d += a · b: a [16, 16] by rows, b [16, 8] by columns, d [16, 8] float32. Lane l has of d the rows l / 4 and l / 4 + 8,
-// the columns 2 (l % 4) and the next.
+// d += a · b: a [16, 16] by rows, b [16, 8] by columns, d [16, 8] float32. Lane l has of d the rows l / 4 and l / 4 +
+// 8, the columns 2 (l % 4) and the next.
 __device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The four ways in which a lane addresses a 16×16 part of a tile in shared memory, whose first element is (row, column):
-// rows of the part are those of a (or, transposed, its columns) …
+// The four ways in which a lane addresses a 16×16 part of a tile in shared memory, whose first element is (row,
+// column): rows of the part are those of a (or, transposed, its columns) …
 __device__ inline const bf16* part_of_a(const bf16* tile, int stride, int row, int column) {
   const int lane = threadIdx.x % kWarp;
   return tile + (row + lane % 16) * stride + column + lane / 16 * 8;
@@ -76,11 +77,17 @@ template <int rows, int columns>
 __device__ void copy_tile(bf16* to, int to_stride, const bf16* from, int64_t from_stride, int64_t there_rows,
                           int64_t there_columns, bool wide, int thread, int threads) {
   if (wide) {
+    // A thread keeps its columns; whole passes of the block over rows.
     constexpr int kPieces = columns / 8;
-    for (int i = thread; i < rows * kPieces; i += threads) {
-      const int row = i / kPieces, column = i % kPieces * 8;
-      const bool there = row < there_rows && column < there_columns;
-      copy_ahead(to + row * to_stride + column, there ? from + row * from_stride + column : from, there);
+    const int column = thread % kPieces * 8, step = threads / kPieces;
+    bf16* target = to + thread / kPieces * to_stride + column;
+    const bf16* source = from + thread / kPieces * from_stride + column;
+    const int last = column < there_columns ? static_cast<int>(min(int64_t{rows}, there_rows)) : 0;
+#pragma unroll
+    for (int row = thread / kPieces; row < rows; row += step) {
+      copy_ahead(target, row < last ? source : from, row < last);
+      target += step * to_stride;
+      source += step * from_stride;
     }
   } else {
     for (int i = thread; i < rows * columns; i += threads) {

@@ -8,27 +8,34 @@ namespace {
 // Tables and scratch of the CUDA form.
 void add_segments(const Context& ctx, const Batch& batch, SsdScanForward& a) {
   const int64_t sequences = batch.sequence_count(), heads = a.in.dt.cols();
-  const Tensor segments = host_table(ctx, {sequences + 1}, DType::i64), carries = host_table(ctx, segments.shape, DType::i64);
+  const auto sums = [&] { return host_table(ctx, {sequences + 1}, DType::i64); };
+  const Tensor segments = sums(), carries = sums(), chunks = sums();
   const int64_t* offsets = batch.offsets.ptr<int64_t>();
-  int64_t segment = 0, carry = 0;
+  int64_t segment = 0, carry = 0, chunk = 0;
   for (int64_t s = 0; s < sequences; ++s) {
     segments.ptr<int64_t>()[s] = segment;
     carries.ptr<int64_t>()[s] = carry;
+    chunks.ptr<int64_t>()[s] = chunk;
     const int64_t length = offsets[s + 1] - offsets[s];
     if (length == 1) ++a.singles;
     if (length < 2) continue;
     const int64_t own = (length + ssd_segment(length) - 1) / ssd_segment(length);
     segment += own;
     carry += own - 1;
+    chunk += (length + kSsdChunk - 1) / kSsdChunk;
   }
   segments.ptr<int64_t>()[sequences] = a.segments = segment;
   carries.ptr<int64_t>()[sequences] = carry;
+  chunks.ptr<int64_t>()[sequences] = chunk;
   // One token each is what decoding does, and needs no table.
   if (segment == 0) return;
   a.segment_begin = upload(ctx, segments);
   a.carry_begin = upload(ctx, carries);
   a.carries = ctx.arena.alloc({carry, heads, a.head_dim, a.d_state}, DType::f32);
   a.carry_decay = ctx.arena.alloc({carry, heads}, DType::f32);
+  if (a.in.x.dtype == DType::f32) return;
+  a.chunk_begin = upload(ctx, chunks);
+  a.chunks = ctx.arena.alloc({chunk, heads, kSsdScalars * kSsdChunk}, DType::f32);
 }
 
 }  // namespace

@@ -29,8 +29,9 @@ struct SsdScan {
   Tensor dt_bias;  // [heads] f32, or empty
   int64_t groups = 1;
   float dt_min = 0, dt_max = __builtin_inff();
-  // bf16: where there are tiles (on CUDA: for x of bf16, in sequences of two tokens and more), x, B, C, decayed scores and states are rounded to bf16 as operands of products, in
-  // sequences of at least kSsdTiled tokens. Sums and the state itself stay float32.
+  // bf16: where there are tiles (on CUDA: for x of bf16, in sequences of two tokens and more), x, B, C, decayed scores
+  // and states are rounded to bf16 as operands of products, in sequences of at least kSsdTiled tokens. Sums and the
+  // state itself stay float32.
   Arithmetic arithmetic = Arithmetic::f32;
 };
 inline constexpr int64_t kSsdTiled = 16;
@@ -49,15 +50,17 @@ struct SsdScanForward {
   int64_t head_dim, d_state;
   // On CUDA, where a long sequence is cut into segments that run side by side. First each one's final state from zero
   // and the sum of its dt · A; then from these the state that the next segment begins with; then the outputs.
-  Tensor segment_begin{};         // [S+1] i64: index of each sequence's first segment (sequences of one token have none)
-  Tensor carry_begin{};           // [S+1] i64: likewise of the states between its segments
-  Tensor carries{}, carry_decay{};  // scratch [carries, heads, head_dim, d_state], [carries, heads] f32
+  // For bf16 `chunks` holds every chunk's time steps and decays, [chunks, heads, kSsdScalars · kSsdChunk].
+  Tensor segment_begin{};  // [S+1] i64: index of each sequence's first segment (sequences of one token have none)
+  Tensor carry_begin{};    // [S+1] i64: likewise of the states between its segments
+  Tensor carries{}, carry_decay{};    // scratch [carries, heads, head_dim, d_state], [carries, heads] f32
   int64_t segments = 0, singles = 0;  // singles: sequences of one token
 };
 ELAPID_KERNEL(SsdScanForward)
 ELAPID_AMX_KERNEL(SsdScanForward)
 ELAPID_CUDA_KERNEL(SsdScanForward)
 inline constexpr int64_t kMostSsdStates = 256;  // on CUDA
+inline constexpr int64_t kSsdScalars = 3;
 
 // Tokens of a segment. By the sequence's own length, so that its results do not depend on its neighbours: few enough
 // that one short sequence fills a device, many enough that states between them are little beside x.

@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(kStepWarps* cuda::kWarp) step(Ssd<T> a) {
 template <class T, int N>
 void launch_step(cudaStream_t stream, const Ssd<T>& a) {
   const int64_t warps = a.heads * cuda::ceil_div<int64_t>(a.head_dim, kStepRows);
-  const dim3 grid(static_cast<unsigned>(cuda::ceil_div<int64_t>(warps, kStepWarps)), static_cast<unsigned>(a.sequences));
+  const dim3 grid(static_cast<unsigned>(cuda::ceil_div<int64_t>(warps, kStepWarps)),
+                  static_cast<unsigned>(a.sequences));
   const bool wide = a.d_state % N == 0 && reinterpret_cast<uintptr_t>(a.state) % 16 == 0;
   wide ? step<T, N, true><<<grid, kStepWarps * cuda::kWarp, 0, stream>>>(a)
        : step<T, N, false><<<grid, kStepWarps * cuda::kWarp, 0, stream>>>(a);
@@ -248,8 +249,7 @@ __global__ void __launch_bounds__(kThreads) walk(Ssd<float> a) {
 #pragma unroll 4
         for (int t = 0; t < length; ++t) {
           const float w = m.outflow[t];
-          outer(added, {w * m.B[i0][t], w * m.B[i0 + 1][t], w * m.B[i0 + 2][t], w * m.B[i0 + 3][t]},
-                four(&m.x[t][j0]));
+          outer(added, {w * m.B[i0][t], w * m.B[i0 + 1][t], w * m.B[i0 + 2][t], w * m.B[i0 + 3][t]}, four(&m.x[t][j0]));
         }
         __syncthreads();  // the old state was read
         const float decay = expf(chunk_total);
@@ -366,12 +366,13 @@ void launch_scan(cudaStream_t stream, const SsdScanForward& a) {
       cuda::ssd_scan_tiles(stream, scan, a.segments, outputs);
     }
   };
+  if constexpr (sizeof(T) != sizeof(float)) cuda::ssd_scan_scalars(stream, scan, a.chunks.shape[0]);
   if (a.carries.shape[0] > 0) {
     walk_segments(false);
     const int64_t size = scan.heads * scan.head_dim * scan.d_state;
-    carry<T><<<dim3(static_cast<unsigned>(cuda::ceil_div<int64_t>(size, kThreads)),
-                    static_cast<unsigned>(scan.sequences)),
-               kThreads, 0, stream>>>(scan);
+    carry<T>
+        <<<dim3(static_cast<unsigned>(cuda::ceil_div<int64_t>(size, kThreads)), static_cast<unsigned>(scan.sequences)),
+           kThreads, 0, stream>>>(scan);
   }
   walk_segments(true);
 }
