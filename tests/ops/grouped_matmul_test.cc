@@ -107,9 +107,9 @@ Op<Case> on_cuda_cases() {
   const int64_t depths[] = {64, 257, 33, 304, 1}, widths[] = {48, 130, 33, 16, 257, 1100};
   size_t i = 0;
   for (const std::vector<int64_t>& rows : groups) {
-    for (const auto& [dtype, arithmetic] : {std::pair{DType::f32, Arithmetic::f32},
-                                            std::pair{DType::bf16, Arithmetic::f32},
-                                            std::pair{DType::bf16, Arithmetic::bf16}}) {
+    for (const auto& [dtype, arithmetic] :
+         {std::pair{DType::f32, Arithmetic::f32}, std::pair{DType::bf16, Arithmetic::f32},
+          std::pair{DType::bf16, Arithmetic::bf16}}) {
       op.cases.push_back(
           {rows, depths[i % 5], widths[i % 6], dtype, i % 2 == 0 ? kMixed : kPositive, i % 3 == 0, arithmetic});
       ++i;

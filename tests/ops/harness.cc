@@ -61,9 +61,9 @@ void put(char* to, DType dtype, double value) {
 struct Workbench::Block {
   char *memory, *data;
   int64_t bytes, data_bytes;
-  std::vector<char> before;    // contents of `memory` at the last snapshot
+  std::vector<char> before;                        // contents of `memory` at the last snapshot
   char *device = nullptr, *device_data = nullptr;  // guarded likewise
-  std::vector<bool> writable;  // for each byte of the data
+  std::vector<bool> writable;                      // for each byte of the data
 
   Block(int64_t data_bytes_, int64_t offset)
       : memory(
@@ -264,7 +264,8 @@ std::string Workbench::copy_back([[maybe_unused]] const Context& ctx) {
       for (int64_t i = 0; i < block.device_bytes(); ++i) {
         const bool guard = i < first || i >= first + block.data_bytes;
         if (report.empty() && guard && all[static_cast<size_t>(i)] != static_cast<char>(kUntouched)) {
-          report = concat("byte ", i - first, " of tensor ", b, " (", block.data_bytes, " bytes) on the device, a guard");
+          report =
+              concat("byte ", i - first, " of tensor ", b, " (", block.data_bytes, " bytes) on the device, a guard");
         }
       }
     }
@@ -317,9 +318,7 @@ Lab::Lab(int thread_count, Device device)
   arena_->set_poison(true, stream_.handle());
 }
 
-Context Lab::ctx() {
-  return {device_, threads(thread_count_), *arena_, nullptr, stream_.handle(), host_room_.get()};
-}
+Context Lab::ctx() { return {device_, threads(thread_count_), *arena_, nullptr, stream_.handle(), host_room_.get()}; }
 
 std::string Lab::damage(const Tensor& t) const {
   const auto* data = static_cast<const char*>(t.data);

@@ -96,8 +96,19 @@ Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, co
   const Tensor partials = ctx.arena.alloc({row, attention_padded(head_dim) + 16}, DType::f32);
   const Tensor scratch = ctx.arena.alloc({ctx.threads.size(), cuda ? 0 : floats}, DType::f32);
   const BatchArrays arrays = arrays_of(ctx, batch);
-  AttentionForward forward{in, cache, arrays.offsets, arrays.slots, arrays.past, y, upload(ctx, tasks),
-                           upload(ctx, partial), upload(ctx, merges), partials, scratch, head_dim, query_tokens};
+  AttentionForward forward{in,
+                           cache,
+                           arrays.offsets,
+                           arrays.slots,
+                           arrays.past,
+                           y,
+                           upload(ctx, tasks),
+                           upload(ctx, partial),
+                           upload(ctx, merges),
+                           partials,
+                           scratch,
+                           head_dim,
+                           query_tokens};
   if (cuda) {
     query_tasks.ptr<int64_t>()[sequences] = query_task;
     forward.query_tasks = upload(ctx, query_tasks);
@@ -122,8 +133,7 @@ Tensor attention_weights(Context& ctx, const AttentionInputs& in, const Batch& b
   const Arena::Scope scope(ctx.arena);
   KvCache read = cache;
   read.page_table = cache.uploaded_table ? cache.uploaded_table : upload_values(ctx, cache.page_table);
-  launch(ctx,
-         AttentionWeights{in, read, begin, tokens, batch.slots.ptr<int64_t>()[sequence], past, head_dim, weights});
+  launch(ctx, AttentionWeights{in, read, begin, tokens, batch.slots.ptr<int64_t>()[sequence], past, head_dim, weights});
   return weights;
 }
 

@@ -33,7 +33,8 @@ struct KvCache {
   Tensor uploaded_table{};  // on CUDA the same in the device's memory; operators that find none make a copy
 };
 
-// batch.past says how many tokens of each sequence are in the cache already. Returns y [T, heads · head_dim] of q's type.
+// batch.past says how many tokens of each sequence are in the cache already. Returns y [T, heads · head_dim] of q's
+// type.
 Tensor attention(Context& ctx, const AttentionInputs& in, const Batch& batch, const KvCache& cache);
 
 // The weights w of one sequence of the batch: [heads, tokens, past + tokens] f32, zero where a token does not look.

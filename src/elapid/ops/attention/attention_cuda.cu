@@ -2,9 +2,9 @@
 #include "elapid/cuda/sequences.cuh"
 #include "elapid/ops/attention/attention.h"
 
-// Keys are taken by blocks of kPageTokens, as attention.h says. In float32 one kernel has both forms: what a block gives
-// to a row is computed by the same operations whether blocks are spread over the device (few rows) or taken one after
-// another (many), and merged by the same operations in the same order.
+// Keys are taken by blocks of kPageTokens, as attention.h says. In float32 one kernel has both forms: what a block
+// gives to a row is computed by the same operations whether blocks are spread over the device (few rows) or taken one
+// after another (many), and merged by the same operations in the same order.
 
 namespace elapid {
 namespace {
@@ -27,8 +27,7 @@ struct Attend {
   int64_t sequences, heads, kv_heads, head_dim, query_tokens;
   float scale;
 
-  explicit Attend(const AttentionForward& a)
-      : Attend(a.in, a.cache, a.head_dim) {
+  explicit Attend(const AttentionForward& a) : Attend(a.in, a.cache, a.head_dim) {
     y = cuda::data_of<T>(a.y);
     partials = cuda::data_of<float>(a.partials);
     offsets = cuda::data_of<int64_t>(a.offsets);
@@ -368,7 +367,8 @@ __global__ void __launch_bounds__(kTensorThreads) attend_tensor(Attend<bf16> a) 
   const int group = static_cast<int>(a.group());
   const int64_t kv_head = task % a.kv_heads;
   // The last rows see most keys: they begin first.
-  const int64_t pieces = cuda::ceil_div(length, a.query_tokens), first_query = (pieces - 1 - task / a.kv_heads) * a.query_tokens;
+  const int64_t pieces = cuda::ceil_div(length, a.query_tokens),
+                first_query = (pieces - 1 - task / a.kv_heads) * a.query_tokens;
   const int64_t queries = min(a.query_tokens, length - first_query);
   const int count = static_cast<int>(queries) * group, head_dim = static_cast<int>(a.head_dim);
   const Memory<bf16> memory(a, a.slots[s], first);
@@ -497,8 +497,8 @@ __global__ void __launch_bounds__(kTensorThreads) attend_tensor(Attend<bf16> a) 
 
 // One row: scores, then their softmax.
 template <class T>
-__global__ void __launch_bounds__(kThreads) weights_of_row(Attend<T> a, int64_t slot, int64_t begin, int64_t past,
-                                                           int64_t tokens, float* weights) {
+__global__ void __launch_bounds__(kThreads)
+    weights_of_row(Attend<T> a, int64_t slot, int64_t begin, int64_t past, int64_t tokens, float* weights) {
   const int64_t t = blockIdx.x % tokens, head = blockIdx.x / tokens, all = past + tokens, seen = past + t + 1;
   const Memory<T> memory(a, slot, begin);
   const T* q = a.q + (begin + t) * a.q_stride + head * a.head_dim;

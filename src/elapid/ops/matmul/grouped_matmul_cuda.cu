@@ -155,8 +155,8 @@ __device__ uint4 load_eight(const bf16* row, int64_t k, int64_t in, bool aligned
   return *reinterpret_cast<const uint4*>(&pack);
 }
 
-// Lane 4 g + q has eight neighbouring inputs, from 8 q on, of outputs g and g + 8 and of row g: which inputs of a product
-// a lane holds does not matter as long as both operands agree. Warps share the inputs.
+// Lane 4 g + q has eight neighbouring inputs, from 8 q on, of outputs g and g + 8 and of row g: which inputs of a
+// product a lane holds does not matter as long as both operands agree. Warps share the inputs.
 __global__ void __launch_bounds__(kFewWarps* kWarp) few(Grouped a, const bf16* x, bool aligned) {
   constexpr int kDepth = 32, kAhead = 4;
   __shared__ float parts[kFewWarps][kFewHeight][kFewOuts + 1];
@@ -334,7 +334,8 @@ void run(Cuda gpu, const GroupedMatmulForward& args) {
   }
   const bf16* operand = cuda::data_of<const bf16>(x);
   if (rows <= groups * kFewHeight) {
-    const dim3 grid(static_cast<unsigned>(cuda::ceil_div<int64_t>(out, kFewOuts)), most_tiles(rows, groups, kFewHeight));
+    const dim3 grid(static_cast<unsigned>(cuda::ceil_div<int64_t>(out, kFewOuts)),
+                    most_tiles(rows, groups, kFewHeight));
     few<<<grid, kFewWarps * kWarp, 0, stream>>>(a, operand, aligned);
   } else {
     const auto start = [&]<int height>() {

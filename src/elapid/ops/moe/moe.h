@@ -5,8 +5,8 @@
 //
 //   routes = route(logits);  x = expert_rows(h, routes);  y = the experts on x (grouped_matmul);  combine(y, routes)
 //
-// A token's results are the same bits whatever its neighbours. On CUDA routes stay on the device: the host neither waits
-// for them nor checks their indices. x may be bf16 there.
+// A token's results are the same bits whatever its neighbours. On CUDA routes stay on the device: the host neither
+// waits for them nor checks their indices. x may be bf16 there.
 
 #include "elapid/core/kernel.h"
 #include "elapid/core/param.h"

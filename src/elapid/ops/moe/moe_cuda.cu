@@ -11,7 +11,8 @@ constexpr float kInfinity = __builtin_inff();
 
 // --- Choosing experts: a warp has a token --------------------------------------------------------------------------
 
-// Keys as numbers that are larger for what is chosen earlier: NaN before everything, then by value, of equals the first.
+// Keys as numbers that are larger for what is chosen earlier: NaN before everything, then by value, of equals the
+// first.
 __device__ uint64_t rank_of(float key, int index) {
   uint32_t bits = __float_as_uint(key == 0 ? 0.0f : key);  // both zeros are equal
   bits = key != key ? 0xffffffffu : (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
