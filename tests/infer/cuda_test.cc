@@ -16,7 +16,7 @@ bool has_device() {
 }
 
 constexpr Device kCuda{DeviceType::cuda};
-constexpr EngineOptions kOptions{.slots = 5, .chunk = 16, .batch = 64};
+const EngineOptions kOptions{.slots = 5, .chunk = 16, .batch = 64};
 
 struct OnBoth {
   ThreadPool threads{2};

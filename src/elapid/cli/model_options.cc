@@ -70,6 +70,11 @@ void ModelOptions::add_folder(Flags& flags) {
         gated_norm = text == "group" ? GatedNorm::group : GatedNorm::whole;
       },
       "group | whole: what Mamba-2's gated norm covers where n_groups > 1 (default: as the checkpoint was trained)");
+  flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
+}
+
+void ModelOptions::add(Flags& flags) {
+  add_folder(flags);
   flags.option(
       "--packed-cache", "DIR",
       [this](const std::string& text) {
@@ -77,11 +82,6 @@ void ModelOptions::add_folder(Flags& flags) {
         packed_cache = text;
       },
       "Keep the packed weights in this folder, made when it is missing: the next load of the same files maps them");
-  flags.integer("--threads", threads, {1, kMostThreads}, "Threads (default: all cores this process may use)");
-}
-
-void ModelOptions::add(Flags& flags) {
-  add_folder(flags);
   flags.option(
       "--dtype", "T", [this](const std::string& text) { precision = parse_precision(text); },
       "f32: float32 arithmetic over the weights as stored | bf16: bf16 products, float32 sums, states and norms | "
@@ -106,7 +106,10 @@ std::filesystem::path ModelOptions::folder() const {
 }
 
 std::unique_ptr<ThreadPool> ModelOptions::start_threads() const {
-  return std::make_unique<ThreadPool>(static_cast<int>(threads));
+  // More threads than cores wait for each other's cores.
+  const int64_t cores = ThreadPool::usable_cores();
+  if (threads > cores) note(concat("note: --threads ", threads, ": this process may use ", cores));
+  return std::make_unique<ThreadPool>(static_cast<int>(std::min(threads, cores)));
 }
 
 std::unique_ptr<Model> ModelOptions::load(const std::filesystem::path& folder, ThreadPool& pool) const {

@@ -68,7 +68,6 @@ Loss measure(const Options& o, const std::filesystem::path& folder, ThreadPool& 
 
 void run(const Options& o) {
   if (!o.output) throw UsageError("--output: must name the folder to write, got nothing");
-  if (!o.model.model) throw UsageError("--model: must name the folder to quantize, got nothing");
   if (!o.precision) throw UsageError("--dtype: must be int8 or int4, got nothing");
   const std::filesystem::path folder = o.model.folder();
   // What is wrong with the text is found before anything is written.

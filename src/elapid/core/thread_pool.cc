@@ -49,15 +49,30 @@ bool spin_until(const Done& done) {
   }
 }
 
-// The cgroup's CPU quota in cores, or 0 when there is none. Version 2 first, then version 1.
-double cgroup_cores() {
-  std::ifstream v2("/sys/fs/cgroup/cpu.max");
+// A quota in cores as a version 2 group's cpu.max says it, or 0 when there is none.
+double quota_of(const std::string& group) {
+  std::ifstream file(group + "/cpu.max");
   std::string quota;
   double period = 0;
-  if (v2 >> quota >> period) return quota == "max" || period <= 0 ? 0 : std::atof(quota.c_str()) / period;
-  std::ifstream q("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-  std::ifstream p("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double microseconds = 0;
+  return file >> quota >> period && quota != "max" && period > 0 ? std::atof(quota.c_str()) / period : 0;
+}
+
+// The least CPU quota of the process's control groups in cores, or 0 when there is none. Version 2 first, then version
+// 1. A group's parents limit it, too; where a container shows its own group as the root, the path is "/".
+double cgroup_cores() {
+  const std::string root = "/sys/fs/cgroup";
+  std::ifstream groups("/proc/self/cgroup");
+  std::string path;
+  for (std::string line; std::getline(groups, line);) {
+    if (line.starts_with("0::/")) path = line.substr(3);
+  }
+  double least = quota_of(root);
+  for (; path.size() > 1; path.resize(path.find_last_of('/'))) {
+    if (const double cores = quota_of(root + path); cores > 0 && (least == 0 || cores < least)) least = cores;
+  }
+  if (least > 0) return least;
+  std::ifstream q(root + "/cpu/cpu.cfs_quota_us"), p(root + "/cpu/cpu.cfs_period_us");
+  double microseconds = 0, period = 0;
   if (q >> microseconds && p >> period && microseconds > 0 && period > 0) return microseconds / period;
   return 0;
 }

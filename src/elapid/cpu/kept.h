@@ -8,33 +8,42 @@
 namespace elapid {
 namespace {
 
-// The low halves of lanes times those of `factors`, as low halves of the result; the high halves of `factors` are zero.
+// The high halves of the lanes of a part.
 #if defined(ELAPID_ISA_AVX512)
-ELAPID_INLINE IntPart part_multiply_low_halves(IntPart a, IntPart factors) { return _mm512_mullo_epi16(a, factors); }
 ELAPID_INLINE void part_store_high_halves(uint16_t* p, IntPart a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16)));
 }
 #elif defined(ELAPID_ISA_AVX2)
-ELAPID_INLINE IntPart part_multiply_low_halves(IntPart a, IntPart factors) { return _mm256_mullo_epi16(a, factors); }
 ELAPID_INLINE void part_store_high_halves(uint16_t* p, IntPart a) {
   const IntPart high = _mm256_srli_epi32(a, 16), packed = _mm256_packus_epi32(high, high);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 }
 #else
-ELAPID_INLINE IntPart part_multiply_low_halves(IntPart a, IntPart factors) { return _mm_mullo_epi16(a, factors); }
 ELAPID_INLINE void part_store_high_halves(uint16_t* p, IntPart a) {
   const IntPart high = _mm_srai_epi32(a, 16);  // SSE2 packs signed numbers alone
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(high, high));
 }
 #endif
 
-// To one of the two bf16 neighbours, the nearer one the likelier: what rounding cuts off is added up over thousands of
-// tokens, and a state that decays by less than half a step of bf16 would never decay if it were rounded to the nearest.
-// Chance is drawn from the value's own low bits, so that equal values round alike. NaN and infinity stay.
-ELAPID_INLINE void store_dithered(BFloat16* p, const F32& x) {
+// Thresholds for rounding, sixteen bits: element e after token t of its sequence gets e · kNextElement + t · kNextToken
+// modulo 2¹⁶. The factors are 2¹⁶ over the plastic number and its square, rounded to odd ones: along either direction,
+// and in steps of any length, thresholds fill the range evenly (Roberts 2018, "The unreasonable effectiveness of
+// quasirandom sequences": R2).
+constexpr uint32_t kNextElement = 49471, kNextToken = 37345;
+
+// To one of the two bf16 neighbours: the one away from zero where what would be cut off exceeds the threshold. Over the
+// tokens, an element is rounded up as often as keeps its mean, even where the same value comes again and again: rounded
+// to the nearest, a state that decays by less than half a step of bf16 would never decay. NaN and infinity stay.
+ELAPID_INLINE void store_dithered(BFloat16* p, const F32& x, uint32_t threshold) {
+  alignas(64) static constexpr struct Ramp {
+    uint32_t lane[kLanes];
+    constexpr Ramp() : lane() {
+      for (uint32_t i = 0; i < kLanes; ++i) lane[i] = i * kNextElement;
+    }
+  } kRamp;
   static_for<kParts>([&](auto i) ELAPID_LAMBDA {
-    const IntPart bits = part_bits(x.v[i]);
-    const IntPart noise = part_multiply_low_halves(bits, part_int(0x9e35));
+    const IntPart bits = part_bits(x.v[i]), ramp = part_load_int(kRamp.lane + i * (kLanes / kParts));
+    const IntPart noise = part_and(part_add_int(ramp, part_int(static_cast<int32_t>(threshold))), part_int(0xffff));
     const Part size = part_floats(part_and(bits, part_int(0x7fffffff)));
     const Part rounded =
         part_if_greater(part_broadcast(__builtin_inff()), size, part_floats(part_add_int(bits, noise)), x.v[i]);
@@ -47,18 +56,27 @@ ELAPID_INLINE F32 load(const BFloat16* p) {
   });
 }
 
+// How many tokens of its sequence a state has seen after a call; `past` may be empty.
+ELAPID_INLINE int64_t tokens_after(const Tensor& past, const Tensor& offsets, int64_t sequence) {
+  const int64_t* offset = offsets.ptr<int64_t>() + sequence;
+  return (past ? past.ptr<int64_t>()[sequence] : 0) + offset[1] - offset[0];
+}
+
 // Where a state begins, or nowhere.
 class Kept {
  public:
   Kept() = default;
-  // Element `first` of a pool's tensor.
-  ELAPID_INLINE Kept(const Tensor& state, int64_t first) : bf16_(state.dtype == DType::bf16) {
-    data_ = static_cast<char*>(state.data) + first * size();
+  // Element `element` of a slot's state, which will have seen `tokens` of its sequence when it is written.
+  ELAPID_INLINE Kept(const Tensor& state, int64_t slot, int64_t element, int64_t tokens)
+      : bf16_(state.dtype == DType::bf16),
+        threshold_(static_cast<uint32_t>(element) * kNextElement + static_cast<uint32_t>(tokens) * kNextToken) {
+    data_ = static_cast<char*>(state.data) + (slot * state.strides[0] + element) * size();
   }
   ELAPID_INLINE explicit operator bool() const { return data_ != nullptr; }
   ELAPID_INLINE Kept operator+(int64_t elements) const {
     Kept at = *this;
     if (data_ != nullptr) at.data_ += elements * size();
+    at.threshold_ += static_cast<uint32_t>(elements) * kNextElement;
     return at;
   }
   // The float32 state, or null where it is not one.
@@ -76,9 +94,10 @@ class Kept {
   ELAPID_INLINE void set(int64_t i, const F32& v, int64_t n) const {
     if (!bf16_) return store(reinterpret_cast<float*>(data_) + i, v, n);
     BFloat16* p = reinterpret_cast<BFloat16*>(data_) + i;
-    if (n >= kLanes) return store_dithered(p, v);
+    const uint32_t threshold = threshold_ + static_cast<uint32_t>(i) * kNextElement;
+    if (n >= kLanes) return store_dithered(p, v, threshold);
     alignas(64) BFloat16 buffer[kLanes];
-    store_dithered(buffer, v);
+    store_dithered(buffer, v, threshold);
     for (int64_t k = 0; k < n; ++k) p[k] = buffer[k];
   }
 
@@ -87,6 +106,7 @@ class Kept {
 
   char* data_ = nullptr;
   bool bf16_ = false;
+  uint32_t threshold_ = 0;
 };
 
 }  // namespace

@@ -77,11 +77,17 @@ template <int rows, int columns>
 __device__ void copy_tile(bf16* to, int to_stride, const bf16* from, int64_t from_stride, int64_t there_rows,
                           int64_t there_columns, bool wide, int thread, int threads) {
   if (wide) {
+    // A thread keeps its columns; whole passes of the block over rows.
     constexpr int kPieces = columns / 8;
-    for (int i = thread; i < rows * kPieces; i += threads) {
-      const int row = i / kPieces, column = i % kPieces * 8;
-      const bool there = row < there_rows && column < there_columns;
-      copy_ahead(to + row * to_stride + column, there ? from + row * from_stride + column : from, there);
+    const int column = thread % kPieces * 8, step = threads / kPieces;
+    bf16* target = to + thread / kPieces * to_stride + column;
+    const bf16* source = from + thread / kPieces * from_stride + column;
+    const int last = column < there_columns ? static_cast<int>(min(int64_t{rows}, there_rows)) : 0;
+#pragma unroll
+    for (int row = thread / kPieces; row < rows; row += step) {
+      copy_ahead(target, row < last ? source : from, row < last);
+      target += step * to_stride;
+      source += step * from_stride;
     }
   } else {
     for (int i = thread; i < rows * columns; i += threads) {

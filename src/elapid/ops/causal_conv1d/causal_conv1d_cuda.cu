@@ -1,4 +1,4 @@
-#include "elapid/cuda/launch.cuh"
+#include "elapid/cuda/math.cuh"
 #include "elapid/cuda/sequences.cuh"
 #include "elapid/ops/causal_conv1d/causal_conv1d.h"
 
@@ -7,9 +7,9 @@ namespace {
 
 using cuda::from_float, cuda::to_float;
 
-constexpr int kThreads = 128;
-constexpr int kRun = 32;   // tokens that a thread computes one after another, with the window in registers
-constexpr int kAhead = 4;  // of them loaded at once
+constexpr int kThreads = 64;  // few channels of the last block go begging
+constexpr int kRun = 32;      // tokens that a thread computes one after another, with the window in registers
+constexpr int kAhead = 4;     // of them loaded at once
 
 template <class T>
 struct Conv {
@@ -62,7 +62,7 @@ __device__ void output(const Weights<taps, V>& w, const float (&window)[taps][V]
     float sum = w.bias[i];
 #pragma unroll
     for (int k = 0; k < taps; ++k) sum = fmaf(w.weight[k][i], window[k][i], sum);
-    y[i] = silu ? cuda::silu(sum) : sum;
+    y[i] = silu ? cuda::silu_short(sum) : sum;
   }
 }
 
@@ -84,6 +84,7 @@ __device__ void load_window(const Conv<T>& a, int64_t s, int64_t t, int64_t c, f
   }
 }
 
+// By one token.
 template <int taps, int V>
 __device__ void shift(float (&window)[taps][V]) {
 #pragma unroll
@@ -109,6 +110,34 @@ __global__ void __launch_bounds__(kThreads) walk(Conv<T> a) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (t + i < end) load<V>(a.x + (t + i) * a.x_stride + c, x[i]);
+      }
+      if (t + kAhead <= min(end, sequence_end)) {
+        // All of one sequence: the window slides over registers.
+        float inputs[taps - 1 + kAhead][V];
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+#pragma unroll
+          for (int k = 1; k < taps; ++k) inputs[k - 1][j] = window[k][j];
+#pragma unroll
+          for (int i = 0; i < kAhead; ++i) inputs[taps - 1 + i][j] = x[i][j];
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          float own[taps][V], y[V];
+#pragma unroll
+          for (int k = 0; k < taps; ++k) {
+#pragma unroll
+            for (int j = 0; j < V; ++j) own[k][j] = inputs[i + k][j];
+          }
+          output<taps, V>(w, own, a.silu, y);
+          store<V>(a.y + (t + i) * a.y_stride + c, y);
+        }
+#pragma unroll
+        for (int k = 1; k < taps; ++k) {
+#pragma unroll
+          for (int j = 0; j < V; ++j) window[k][j] = inputs[kAhead + k - 1][j];
+        }
+        continue;
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
@@ -168,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) outputs(Conv<T> a) {
       }
       sum = fmaf(a.weight[k * a.channels + c], x, sum);
     }
-    a.y[t * a.y_stride + c] = from_float<T>(a.silu ? cuda::silu(sum) : sum);
+    a.y[t * a.y_stride + c] = from_float<T>(a.silu ? cuda::silu_short(sum) : sum);
   }
 }
 

@@ -75,7 +75,9 @@ void launch_on_rows(Context& ctx, const Tensor& x, const Param& weight, const Ep
       const auto at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(room.data));
       const int64_t skip = (kWorkspaceAlignment - at % kWorkspaceAlignment) % kWorkspaceAlignment;
       args.workspace = room.slice(skip, skip + kWorkspace);
-      if (epilogue.bias && y.dtype == DType::bf16) args.unrounded = ctx.arena.alloc({y.rows(), y.cols()}, DType::f32);
+      // The library rounds products before it adds to them in bf16.
+      if ((epilogue.bias || epilogue.add) && y.dtype == DType::bf16)
+        args.unrounded = ctx.arena.alloc({y.rows(), y.cols()}, DType::f32);
     }
   }
   launch(ctx, args);

@@ -77,7 +77,7 @@ struct MatmulForward {
   // On CUDA alone, where `rounded` is [rows, in] bf16 if x must be rounded, or moved to where rows are aligned.
   Arithmetic arithmetic = Arithmetic::f32;
   Tensor workspace{};  // of the library, for more than kCudaFewRows rows
-  Tensor unrounded{};  // [rows, out] f32, likewise where a bias joins before the result is rounded to bf16
+  Tensor unrounded{};  // [rows, out] f32, likewise where something joins the products before they are rounded to bf16
 };
 ELAPID_KERNEL(MatmulForward)
 ELAPID_CUDA_KERNEL(MatmulForward)

@@ -266,7 +266,18 @@ void run(Amx cpu, const QuantizedMatmulForward& a) {
   const int64_t blocks = packed_blocks(a.y.cols());
   if (a.x.rows() <= kAmxRows) {
     const IntegerRows x(a.rounded, a.x.rows());
-    if (!to_integers(a.x, a.packing, x)) return run(Avx512{cpu.threads}, a);
+    if (!to_integers(a.x, a.packing, x)) {
+      if (a.x.rows() == 1) return run(Avx512{cpu.threads}, a);
+      // Each row by itself: what one holds must not change the others.
+      for (int64_t r = 0; r < a.x.rows(); ++r) {
+        QuantizedMatmulForward row = a;
+        for (Tensor* t : {&row.x, &row.add, &row.y}) {
+          if (*t) *t = t->slice(r, r + 1);
+        }
+        run(cpu, row);
+      }
+      return;
+    }
     return a.packing == Packing::int8 ? few_rows<Int8Codes>(cpu, a, x) : few_rows<Int4Codes>(cpu, a, x);
   }
   const Input x = rounded(cpu, a.x, quant_groups(a.x.cols()) * kQuantGroup, a.rounded);

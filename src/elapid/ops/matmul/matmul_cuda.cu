@@ -303,9 +303,9 @@ struct Round {
   }
 };
 
-// y = sums + alpha · bias + add; `add` may be absent, and y be the sums.
+// y = sums + alpha · bias + add; bias or add may be absent, and y be the sums.
 template <class T>
-struct AddBias {
+struct AddRest {
   cuda::Rows<const float> sums;
   const float* bias;
   cuda::Rows<const T> add;
@@ -316,7 +316,7 @@ struct AddBias {
   __device__ void run(int64_t row, int64_t column) const {
     float values[N], added[N];
     cuda::load_run(sums.at(row, column), values);
-    for (int i = 0; i < N; ++i) values[i] = fmaf(alpha, bias[column + i], values[i]);
+    for (int i = 0; bias != nullptr && i < N; ++i) values[i] = fmaf(alpha, bias[column + i], values[i]);
     if (add.data != nullptr) {
       cuda::load_run(add.at(row, column), added);
       for (int i = 0; i < N; ++i) values[i] += added[i];
@@ -345,12 +345,12 @@ void run(Cuda gpu, const MatmulForward& given) {
     sums.add = {};
   }
   if (a.x.rows() <= kCudaFewRows || !aligned || !library_matmul(gpu, sums)) return multiply_by_tiles(gpu, a);
-  if (!a.bias) return;
+  if (!a.bias && !a.unrounded) return;
   if (!a.unrounded) a.add = {};  // is in the sums
   const bool rows = cuda::rows_aligned(sums.y) && cuda::rows_aligned(a.add) && cuda::rows_aligned(a.y);
   cuda::with_type(a.y.dtype, [&]<class T>() {
     cuda::for_elements(gpu, a.y.rows(), a.y.cols(), rows,
-                       AddBias<T>{sums.y, cuda::data_of<const float>(a.bias), a.add, a.y, a.alpha}, "matmul");
+                       AddRest<T>{sums.y, cuda::data_of<const float>(a.bias), a.add, a.y, a.alpha}, "matmul");
   });
 }
 

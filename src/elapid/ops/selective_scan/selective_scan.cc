@@ -33,6 +33,7 @@ Tensor selective_scan(Context& ctx, const SelectiveScan& in, const Batch& batch,
             channels, " elements, got ", name_of(t.dtype), " with ", t.size());
   }
   check_sequences("selective_scan", batch, tokens, state, {channels, d_state}, StateTypes::f32_or_bf16);
+  if (state && state.dtype == DType::bf16 && batch.past) check_past("selective_scan", batch);
 
   require(!on_cuda(ctx.device) || d_state <= kMostScanStates, "selective_scan: d_state must be at most ",
           kMostScanStates, " on CUDA, got ", d_state);
@@ -42,8 +43,8 @@ Tensor selective_scan(Context& ctx, const SelectiveScan& in, const Batch& batch,
   const int64_t floats = on_cuda(ctx.device) ? 0 : selective_scan_scratch_floats(d_state);
   const Tensor scratch = ctx.arena.alloc({ctx.threads.size(), floats}, DType::f32);
   const BatchArrays arrays = arrays_of(ctx, batch);
-  launch(ctx,
-         SelectiveScanForward{in, y, arrays.offsets, arrays.slots, state, scratch, d_state, longest_sequence(batch)});
+  launch(ctx, SelectiveScanForward{in, y, arrays.offsets, arrays.slots, state, scratch, d_state,
+                                   longest_sequence(batch), batch.past});
   return y;
 }
 

@@ -41,6 +41,7 @@ struct SelectiveScanForward {
   Tensor scratch;                // scratch [threads, selective_scan_scratch_floats()]
   int64_t d_state;
   int64_t longest;  // tokens of the longest sequence
+  Tensor past;      // as in Batch, on the host
 };
 ELAPID_KERNEL(SelectiveScanForward)
 ELAPID_CUDA_KERNEL(SelectiveScanForward)

@@ -384,7 +384,8 @@ void run(Cpu cpu, const SelectiveScanForward& a) {
       const int64_t s = i / strips, group = i % strips / strips_a_group, offset = i % strips_a_group * strip;
       const Channels ch{group * width + offset, smaller(strip, width - offset), group};
       const int64_t slot = a.slots.ptr<int64_t>()[s];
-      const Kept kept = slot < 0 ? Kept() : Kept(a.state, (slot * channels + ch.first) * a.d_state);
+      const Kept kept =
+          slot < 0 ? Kept() : Kept(a.state, slot, ch.first * a.d_state, tokens_after(a.past, a.offsets, s));
       if (offsets[s + 1] - offsets[s] == 1) {
         for (int64_t v = 0; v * kLanes < ch.count; ++v) {
           single_step(a, offsets[s], ch.vector(v), kept + v * kLanes * a.d_state);

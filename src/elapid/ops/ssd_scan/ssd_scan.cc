@@ -8,28 +8,34 @@ namespace {
 // Tables and scratch of the CUDA form.
 void add_segments(const Context& ctx, const Batch& batch, SsdScanForward& a) {
   const int64_t sequences = batch.sequence_count(), heads = a.in.dt.cols();
-  const Tensor segments = host_table(ctx, {sequences + 1}, DType::i64),
-               carries = host_table(ctx, segments.shape, DType::i64);
+  const auto sums = [&] { return host_table(ctx, {sequences + 1}, DType::i64); };
+  const Tensor segments = sums(), carries = sums(), chunks = sums();
   const int64_t* offsets = batch.offsets.ptr<int64_t>();
-  int64_t segment = 0, carry = 0;
+  int64_t segment = 0, carry = 0, chunk = 0;
   for (int64_t s = 0; s < sequences; ++s) {
     segments.ptr<int64_t>()[s] = segment;
     carries.ptr<int64_t>()[s] = carry;
+    chunks.ptr<int64_t>()[s] = chunk;
     const int64_t length = offsets[s + 1] - offsets[s];
     if (length == 1) ++a.singles;
     if (length < 2) continue;
     const int64_t own = (length + ssd_segment(length) - 1) / ssd_segment(length);
     segment += own;
     carry += own - 1;
+    chunk += (length + kSsdChunk - 1) / kSsdChunk;
   }
   segments.ptr<int64_t>()[sequences] = a.segments = segment;
   carries.ptr<int64_t>()[sequences] = carry;
+  chunks.ptr<int64_t>()[sequences] = chunk;
   // One token each is what decoding does, and needs no table.
   if (segment == 0) return;
   a.segment_begin = upload(ctx, segments);
   a.carry_begin = upload(ctx, carries);
   a.carries = ctx.arena.alloc({carry, heads, a.head_dim, a.d_state}, DType::f32);
   a.carry_decay = ctx.arena.alloc({carry, heads}, DType::f32);
+  if (a.in.x.dtype == DType::f32) return;
+  a.chunk_begin = upload(ctx, chunks);
+  a.chunks = ctx.arena.alloc({chunk, heads, kSsdScalars * kSsdChunk}, DType::f32);
 }
 
 }  // namespace
@@ -57,6 +63,7 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
           in.dt_bias.size());
   const int64_t head_dim = width / heads, d_state = in.B.cols() / groups;
   check_sequences("ssd_scan", batch, tokens, state, {heads, head_dim, d_state}, StateTypes::f32_or_bf16);
+  if (state && state.dtype == DType::bf16 && batch.past) check_past("ssd_scan", batch);
 
   const Tensor y = ctx.arena.alloc({tokens, width}, in.x.dtype);
   const Arena::Scope scope(ctx.arena);
@@ -69,6 +76,7 @@ Tensor ssd_scan(Context& ctx, const SsdScan& in, const Batch& batch, const Tenso
     launch(ctx, forward);
     return y;
   }
+  forward.past = batch.past;
   forward.chunk_begin = ctx.arena.alloc({sequences + 1}, DType::i64);
   int64_t chunks = 0;
   for (int64_t s = 0; s < sequences; ++s) {

@@ -37,8 +37,9 @@ struct SsdScan {
 inline constexpr int64_t kSsdTiled = 16;
 
 // state [slots, heads, head_dim, d_state] f32 or bf16, or empty when no sequence has a slot: initial states before,
-// final ones after. In bf16, final states are rounded once a call, up or down with the chance that keeps their mean
-// (store_dithered() in cpu/kept.h); within a call states are f32. Returns y [T, heads · head_dim] of x's type.
+// final ones after. In bf16, final states are rounded once a call, up or down by the element and the token (batch.past,
+// 0 where that is empty) such that their mean over the tokens is kept (store_dithered() in cpu/kept.h); within a call
+// states are f32. Returns y [T, heads · head_dim] of x's type.
 Tensor ssd_scan(Context& ctx, const SsdScan& scan, const Batch& batch, const Tensor& state);
 
 struct SsdScanForward {
@@ -49,8 +50,10 @@ struct SsdScanForward {
   Tensor chunks;                 // scratch [chunks · groups, ssd_chunk_floats()]: what the heads of a group share
   Tensor scratch;                // scratch [threads, ssd_scratch_floats()]
   int64_t head_dim, d_state;
+  Tensor past{};  // as in Batch
   // On CUDA, where a long sequence is cut into segments that run side by side. First each one's final state from zero
   // and the sum of its dt · A; then from these the state that the next segment begins with; then the outputs.
+  // For bf16 `chunks` holds every chunk's time steps and decays, [chunks, heads, kSsdScalars · kSsdChunk].
   Tensor segment_begin{};  // [S+1] i64: index of each sequence's first segment (sequences of one token have none)
   Tensor carry_begin{};    // [S+1] i64: likewise of the states between its segments
   Tensor carries{}, carry_decay{};    // scratch [carries, heads, head_dim, d_state], [carries, heads] f32
@@ -60,6 +63,7 @@ ELAPID_KERNEL(SsdScanForward)
 ELAPID_AMX_KERNEL(SsdScanForward)
 ELAPID_CUDA_KERNEL(SsdScanForward)
 inline constexpr int64_t kMostSsdStates = 256;  // on CUDA
+inline constexpr int64_t kSsdScalars = 3;
 
 // Tokens of a segment. By the sequence's own length, so that its results do not depend on its neighbours: few enough
 // that one short sequence fills a device, many enough that states between them are little beside x.

@@ -110,7 +110,7 @@ class TileScan {
   void run(int64_t sequence) {
     const Tiles configured;
     const int64_t begin = a_.offsets.ptr<int64_t>()[sequence], end = a_.offsets.ptr<int64_t>()[sequence + 1];
-    const Kept kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
+    const Kept kept = state_of(a_, sequence, head_);
     bool carries = static_cast<bool>(kept);  // else the state is zero so far and not even stored
     if (carries) read_state(kept);
     float* shared = a_.chunks.row<float>(a_.chunk_begin.ptr<int64_t>()[sequence] * a_.in.groups + group_);

@@ -24,9 +24,10 @@ constexpr float kLowestDecay = -200.0f;
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Where the state of one head is, or nowhere.
-ELAPID_INLINE Kept state_of(const SsdScanForward& a, int64_t slot, int64_t head) {
+ELAPID_INLINE Kept state_of(const SsdScanForward& a, int64_t sequence, int64_t head) {
+  const int64_t slot = a.slots.ptr<int64_t>()[sequence];
   if (slot < 0) return {};
-  return {a.state, (slot * a.in.dt.cols() + head) * a.head_dim * a.d_state};
+  return {a.state, slot, head * a.head_dim * a.d_state, tokens_after(a.past, a.offsets, sequence)};
 }
 
 ELAPID_INLINE F32 time_step(const SsdScanForward& a, const F32& raw, float bias) {
@@ -108,7 +109,7 @@ class HeadScan {
 
   void run(int64_t sequence) {
     const int64_t begin = a_.offsets.ptr<int64_t>()[sequence], end = a_.offsets.ptr<int64_t>()[sequence + 1];
-    const Kept kept = state_of(a_, a_.slots.ptr<int64_t>()[sequence], head_);
+    const Kept kept = state_of(a_, sequence, head_);
     bool carries = static_cast<bool>(kept);  // else the state is zero so far and not even stored
     if (carries) read_state(kept);
     const float* scores = a_.chunks.row<float>(a_.chunk_begin.ptr<int64_t>()[sequence] * a_.in.groups + group_);
@@ -243,7 +244,7 @@ void single_step(const SsdScanForward& a, int64_t sequence, int64_t head) {
   const float* c = a.in.C.row<float>(t) + group * n;
   const float* x = a.in.x.row<float>(t) + head * a.head_dim;
   float* y = a.y.row<float>(t) + head * a.head_dim;
-  const Kept state = state_of(a, a.slots.ptr<int64_t>()[sequence], head);
+  const Kept state = state_of(a, sequence, head);
   for (int64_t p = 0; p < a.head_dim; ++p) {
     const F32 inflow = broadcast(dt * x[p]);
     F32 total = zero();

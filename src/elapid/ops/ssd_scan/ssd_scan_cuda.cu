@@ -366,6 +366,7 @@ void launch_scan(cudaStream_t stream, const SsdScanForward& a) {
       cuda::ssd_scan_tiles(stream, scan, a.segments, outputs);
     }
   };
+  if constexpr (sizeof(T) != sizeof(float)) cuda::ssd_scan_scalars(stream, scan, a.chunks.shape[0]);
   if (a.carries.shape[0] > 0) {
     walk_segments(false);
     const int64_t size = scan.heads * scan.head_dim * scan.d_state;

@@ -17,8 +17,8 @@ struct Ssd {
   const T *x, *dt, *B, *C;
   T* y;
   const float *A, *D, *dt_bias;
-  float *state, *carries, *carry_decay;
-  const int64_t *offsets, *slots, *segment_begin, *carry_begin;
+  float *state, *carries, *carry_decay, *chunks;
+  const int64_t *offsets, *slots, *segment_begin, *carry_begin, *chunk_begin;
   int64_t x_stride, dt_stride, B_stride, C_stride;
   int64_t sequences, heads, groups, head_dim, d_state;
   float dt_min, dt_max;
@@ -37,10 +37,12 @@ struct Ssd {
         state(data_of<float>(a.state)),
         carries(data_of<float>(a.carries)),
         carry_decay(data_of<float>(a.carry_decay)),
+        chunks(data_of<float>(a.chunks)),
         offsets(data_of<int64_t>(a.offsets)),
         slots(data_of<int64_t>(a.slots)),
         segment_begin(data_of<int64_t>(a.segment_begin)),
         carry_begin(data_of<int64_t>(a.carry_begin)),
+        chunk_begin(data_of<int64_t>(a.chunk_begin)),
         x_stride(a.in.x.row_stride()),
         dt_stride(a.in.dt.row_stride()),
         B_stride(a.in.B.row_stride()),
@@ -106,7 +108,9 @@ struct Segment {
   }
 };
 
-// For x in bf16: products on tensor cores. `outputs`: y and final states, else the segments' states for the carries.
+// For x in bf16. First the time steps and decays of `chunks` chunks; then products on tensor cores. `outputs`: y and
+// final states, else the segments' states for the carries.
+void ssd_scan_scalars(cudaStream_t stream, const Ssd<bf16>& a, int64_t chunks);
 void ssd_scan_tiles(cudaStream_t stream, const Ssd<bf16>& a, int64_t segments, bool outputs);
 
 }  // namespace elapid::cuda

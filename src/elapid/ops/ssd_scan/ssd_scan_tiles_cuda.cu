@@ -9,7 +9,8 @@
 //     S = exp(cs_last) S + (w ∘ x)ᵀ B,   w_j = dt_j · exp(cs_last − cs_j)
 // Scores C Bᵀ come by sixteen tokens j at a time and go from accumulators to operands in registers; the state goes to
 // shared memory as bf16 once a chunk, since every warp multiplies by all of it. Operands of the next chunk are copied
-// while one is computed where there are two stages. Nothing but x, B, C, dt and y touches device memory.
+// while one is computed where there are two stages. Nothing but x, B, C and y, and each chunk's time steps and decays,
+// which a kernel before has made of dt for all chunks at once, touches device memory.
 
 namespace elapid::cuda {
 namespace {
@@ -17,32 +18,33 @@ namespace {
 constexpr int kChunk = 64, kRows = 64, kWarpsOfUnit = 4;
 constexpr int kRowStride = kRows + 8;  // elements; rows of eight matrices fall into different banks
 
-template <int states, int units, int stages, bool outputs>
-struct Memory {
-  static constexpr int kStride = states + 8;
-  struct Stage {
-    bf16 B[kChunk * kStride];
-    bf16 C[outputs ? kChunk * kStride : 8];
-    bf16 x[units][kChunk * kRowStride];
-  } stage[stages];
-  bf16 state[outputs ? units : 1][outputs ? kRows * kStride : 8];
-  bf16 y[outputs ? units : 1][outputs ? kChunk * kRowStride : 8];
-  struct Scalars {
-    float decay[kChunk];  // cs · log2 e
-    float dt[kChunk];
-    float outflow[kChunk];  // w
-  } scalars[units];
+// Of one chunk of one head. As operands of bf16 products they need no more care than their sums in a tree.
+struct Scalars {
+  float decay[kChunk];    // cs · log2 e; beyond the last token its value
+  float dt[kChunk];       // zero beyond
+  float outflow[kChunk];  // w
 };
+static_assert(sizeof(Scalars) == kSsdScalars * kSsdChunk * sizeof(float));
 
-// Of one warp, two tokens a lane; `raw` are their time steps. Returns the chunk's sum of dt · A · log2 e.
-template <class Scalars>
-__device__ float chunk_scalars(Scalars& m, const float (&dt)[2], float A, int length) {
+constexpr int kScalarWarps = 8;
+
+// A warp has a chunk of a head, two tokens a lane.
+__global__ void __launch_bounds__(kScalarWarps* kWarp) scalars_of_chunks(Ssd<bf16> a, int64_t chunks) {
+  const int64_t work = int64_t{blockIdx.x} * kScalarWarps + threadIdx.x / kWarp;
+  if (work >= chunks * a.heads) return;
+  const int64_t chunk = work / a.heads, head = work % a.heads, s = range_of(a.chunk_begin, a.sequences, chunk);
+  const int64_t token = a.offsets[s] + (chunk - a.chunk_begin[s]) * kChunk;
+  const int length = static_cast<int>(min(int64_t{kChunk}, a.offsets[s + 1] - token));
+  Scalars& m = reinterpret_cast<Scalars*>(a.chunks)[work];
   const int lane = threadIdx.x % kWarp;
-  float sum[2];
+  const float A = a.A[head];
+  float dt[2], sum[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+    const bool there = 2 * lane + i < length;
+    dt[i] = there ? a.time_step(token + 2 * lane + i, head) : 0;
     const float step = dt[i] * A;
-    sum[i] = 2 * lane + i >= length ? 0 : kLog2e * (step < kLowestDecay ? kLowestDecay : step);
+    sum[i] = there ? kLog2e * (step < kLowestDecay ? kLowestDecay : step) : 0;
   }
   float before = sum[0] + sum[1];
 #pragma unroll
@@ -62,11 +64,24 @@ __device__ float chunk_scalars(Scalars& m, const float (&dt)[2], float A, int le
     m.dt[at] = dt[i];
     m.outflow[at] = dt[i] * exp2_fast(fminf(total - cs, 0));
   }
-  return total;
 }
 
 template <int states, int units, int stages, bool outputs>
-__global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, int64_t unit_blocks) {
+struct Memory {
+  static constexpr int kStride = states + 8;
+  struct Stage {
+    bf16 B[kChunk * kStride];
+    bf16 C[outputs ? kChunk * kStride : 8];
+    bf16 x[units][kChunk * kRowStride];
+    Scalars scalars[units];
+  } stage[stages];
+  bf16 state[outputs ? units : 1][outputs ? kRows * kStride : 8];
+  bf16 y[outputs ? units : 1][outputs ? kChunk * kRowStride : 8];
+};
+
+// `blocks` on a multiprocessor: several hide each other's waits, alone a warp keeps its rows of C in registers.
+template <int states, int units, int stages, int blocks, bool outputs>
+__global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp, blocks) walk(Ssd<bf16> a, int64_t unit_blocks) {
   extern __shared__ __align__(16) char shared[];
   using M = Memory<states, units, stages, outputs>;
   M& m = *reinterpret_cast<M*>(shared);
@@ -86,7 +101,7 @@ __global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, 
   const int64_t head = group * (a.heads / a.groups) + unit / tiles, first_row = unit % tiles * kRows;
   const int rows = static_cast<int>(min(int64_t{kRows}, a.head_dim - first_row));
   const int row = lane / 4, column = lane % 4 * 2;  // of an accumulator
-  const float A = a.A[head];
+  const float head_skip = a.D != nullptr && a.D_per_head ? a.D[head] : 0;
 
   // The state: rows 16 warp + row and + 8, columns 8 i + column and the next.
   float state[states / 8][4];
@@ -113,26 +128,23 @@ __global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, 
     }
     copy_tile<kChunk, kRows>(stage.x[own], kRowStride, a.x + token * a.x_stride + head * a.head_dim + first_row,
                              a.x_stride, length, rows, a.wide_x, thread % (kWarpsOfUnit * kWarp), kWarpsOfUnit * kWarp);
+    constexpr int kPieces = sizeof(Scalars) / 16;
+    if (const int piece = thread % (kWarpsOfUnit * kWarp); piece < kPieces) {
+      const int64_t chunk = a.chunk_begin[segment.sequence] + (token - a.offsets[segment.sequence]) / kChunk;
+      copy_ahead(
+          reinterpret_cast<uint4*>(&stage.scalars[own]) + piece,
+          reinterpret_cast<const uint4*>(reinterpret_cast<const Scalars*>(a.chunks) + chunk * a.heads + head) + piece,
+          true);
+    }
     end_copy_group();
   };
-  float dt[2] = {};
-  const auto load_steps = [&](int64_t token) {
-    if (warp != 0) return;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      dt[i] = token + 2 * lane + i < segment.end ? a.time_step(token + 2 * lane + i, head) : 0;
-    }
-  };
-
   float* after = idle ? nullptr : segment.after(a, head, outputs);
   float segment_total = 0;
   copy(segment.begin, 0);
-  load_steps(segment.begin);
   int current = 0;
   for (int64_t token = segment.begin; token < segment.end; token += kChunk) {
     const int length = static_cast<int>(min(int64_t{kChunk}, segment.end - token));
     const bool more = token + kChunk < segment.end;
-    if (warp == 0) segment_total += chunk_scalars(m.scalars[own], dt, A, length);
     if constexpr (outputs) {
 #pragma unroll
       for (int i = 0; i < states / 8; ++i) {
@@ -150,15 +162,15 @@ __global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, 
       wait_for_copies<0>();
     }
     __syncthreads();
-    if (more) load_steps(token + kChunk);  // in flight, or computed, beside the products
     const auto& stage = m.stage[current];
     const bf16* x = stage.x[own];
-    const auto& scalars = m.scalars[own];
+    const Scalars& scalars = stage.scalars[own];
     const float last = scalars.decay[kChunk - 1];
+    segment_total += last;
 
     if constexpr (outputs) {
       // The warp's rows of C, for both products with them.
-      constexpr bool kKeepC = states <= 128;
+      constexpr bool kKeepC = states <= 128 && blocks == 1;
       uint32_t c[kKeepC ? states / 16 : 1][4];
       const auto row_of_c = [&](int k) -> uint32_t(&)[4] {
         uint32_t(&part)[4] = c[kKeepC ? k : 0];
@@ -230,8 +242,8 @@ __global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, 
 #pragma unroll
       for (int i = 0; i < kRows / 8; ++i) {
         const int p = 8 * i + column;
-        float2 D{0, 0};
-        if (a.D != nullptr && p < rows) {
+        float2 D{head_skip, head_skip};
+        if (a.D != nullptr && !a.D_per_head && p < rows) {
           D.x = a.skip_weight(head, first_row + p);
           D.y = p + 1 < rows ? a.skip_weight(head, first_row + p + 1) : 0;
         }
@@ -317,12 +329,12 @@ __global__ void __launch_bounds__(units* kWarpsOfUnit* kWarp) walk(Ssd<bf16> a, 
   }
 }
 
-template <int states, int units, int stages, bool outputs>
+template <int states, int units, int stages, int blocks, bool outputs>
 void launch_walk(cudaStream_t stream, const Ssd<bf16>& a, int64_t segments) {
   constexpr int kBytes = sizeof(Memory<states, units, stages, outputs>);
   const int64_t per_group = a.heads / a.groups * ceil_div<int64_t>(a.head_dim, kRows);
   const int64_t unit_blocks = ceil_div<int64_t>(per_group, units) * a.groups;
-  const auto kernel = walk<states, units, stages, outputs>;
+  const auto kernel = walk<states, units, stages, blocks, outputs>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(segments * unit_blocks), units * kWarpsOfUnit * kWarp, kBytes, stream>>>(a,
                                                                                                           unit_blocks);
@@ -330,28 +342,25 @@ void launch_walk(cudaStream_t stream, const Ssd<bf16>& a, int64_t segments) {
 
 }  // namespace
 
-#ifdef ELAPID_SSD_VARIANT
-int ssd_variant = 0;
-#endif
+void ssd_scan_scalars(cudaStream_t stream, const Ssd<bf16>& a, int64_t chunks) {
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(chunks * a.heads, kScalarWarps));
+  scalars_of_chunks<<<blocks, kScalarWarps * kWarp, 0, stream>>>(a, chunks);
+}
 
 void ssd_scan_tiles(cudaStream_t stream, const Ssd<bf16>& a, int64_t segments, bool outputs) {
-  const auto launch_states = [&]<int states, int units, int stages>() {
-    outputs ? launch_walk<states, units, stages, true>(stream, a, segments)
-            : launch_walk<states, units, stages, false>(stream, a, segments);
-  };
   if (a.d_state <= 16) {
-    launch_states.template operator()<16, 2, 2>();
+    outputs ? launch_walk<16, 2, 2, 1, true>(stream, a, segments)
+            : launch_walk<16, 2, 2, 1, false>(stream, a, segments);
   } else if (a.d_state <= 64) {
-    launch_states.template operator()<64, 2, 2>();
+    outputs ? launch_walk<64, 2, 2, 1, true>(stream, a, segments)
+            : launch_walk<64, 2, 2, 1, false>(stream, a, segments);
   } else if (a.d_state <= 128) {
-#ifdef ELAPID_SSD_VARIANT
-    if (ssd_variant == 1) return launch_states.template operator()<128, 1, 1>();
-    if (ssd_variant == 2) return launch_states.template operator()<128, 2, 1>();
-    if (ssd_variant == 3) return launch_states.template operator()<128, 1, 2>();
-#endif
-    launch_states.template operator()<128, 2, 2>();
+    // Measured on an H200 against one unit and three blocks, and two units and two blocks, without a second stage.
+    outputs ? launch_walk<128, 2, 2, 1, true>(stream, a, segments)
+            : launch_walk<128, 2, 2, 2, false>(stream, a, segments);
   } else {
-    launch_states.template operator()<256, 1, 1>();
+    outputs ? launch_walk<256, 1, 1, 1, true>(stream, a, segments)
+            : launch_walk<256, 1, 1, 1, false>(stream, a, segments);
   }
 }
 
