@@ -726,6 +726,10 @@ class Forward(CliTest):
                     for t in range(read, 6):
                         for a, b in zip(second["logits"].row(r, t - read), whole["logits"].row(r, t)):
                             self.assertAlmostEqual(a, b, places=4)
+                rounded = self.forward({**rest, **states, **lengths}, "--state-dtype", "bf16", model=model)
+                largest = max(map(abs, second["logits"].values))
+                for a, b in zip(rounded["logits"].values, second["logits"].values):
+                    self.assertAlmostEqual(a, b, delta=0.02 * largest)
                 for name in states:
                     if name.endswith((".conv", ".ssm")):
                         for a, b in zip(second[name].values, whole[name].values):

@@ -225,13 +225,16 @@ TEST(SsdScan, Bf16StatesFollowSlowChanges) {
             exact[i] = std::exp(-dt) * exact[i] + dt * x * static_cast<double>(o.in.B.ptr<float>()[i % 32]);
           }
         }
-        double worst = 0;
+        double worst = 0, mean = 0;
         for (size_t i = 0; i < exact.size(); ++i) {
-          worst = std::max(worst, std::abs(static_cast<double>(to_float(state.ptr<BFloat16>()[i])) / exact[i] - 1));
+          const double off = static_cast<double>(to_float(state.ptr<BFloat16>()[i])) / exact[i] - 1;
+          worst = std::max(worst, std::abs(off));
+          mean += off / static_cast<double>(exact.size());
         }
-        EXPECT_LT(worst, 0.05);  // six steps of bf16
-        ::testing::Test::RecordProperty("worst", concat(worst));
-        std::printf("%s: off by %.4f\n", std::string(name_of(isa)).c_str(), worst);
+        // A tenth of a token's step of bf16 (1/128) is what is at stake each time: 200 to 600 such steps were taken. In
+        // a steady state thresholds are met evenly, else by chance.
+        EXPECT_LT(std::abs(mean), 0.01);
+        EXPECT_LT(worst, steady ? 0.06 : 0.2);
       });
     }
   }

@@ -67,8 +67,9 @@ double cgroup_cores() {
     if (line.starts_with("0::/")) path = line.substr(3);
   }
   double least = quota_of(root);
-  for (; path.size() > 1; path.resize(path.find_last_of('/'))) {
-    if (const double cores = quota_of(root + path); cores > 0 && (least == 0 || cores < least)) least = cores;
+  for (size_t end = path.size(); end > 1; end = path.rfind('/', end - 1)) {
+    const double cores = quota_of(root + path.substr(0, end));
+    if (cores > 0 && (least == 0 || cores < least)) least = cores;
   }
   if (least > 0) return least;
   std::ifstream q(root + "/cpu/cpu.cfs_quota_us"), p(root + "/cpu/cpu.cfs_period_us");

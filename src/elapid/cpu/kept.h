@@ -26,10 +26,9 @@ ELAPID_INLINE void part_store_high_halves(uint16_t* p, IntPart a) {
 #endif
 
 // Thresholds for rounding, sixteen bits: element e after token t of its sequence gets e · kNextElement + t · kNextToken
-// modulo 2¹⁶. The factors are 2¹⁶ over the plastic number and its square, rounded to odd ones: along either direction,
-// and in steps of any length, thresholds fill the range evenly (Roberts 2018, "The unreasonable effectiveness of
-// quasirandom sequences": R2).
-constexpr uint32_t kNextElement = 49471, kNextToken = 37345;
+// modulo 2¹⁶. The factors are 2¹⁶ over the plastic number and over the golden ratio, rounded to odd ones: multiples of
+// either fill the range evenly, in time as among neighbours.
+constexpr uint32_t kNextElement = 49471, kNextToken = 40503;
 
 // To one of the two bf16 neighbours: the one away from zero where what would be cut off exceeds the threshold. Over the
 // tokens, an element is rounded up as often as keeps its mean, even where the same value comes again and again: rounded

@@ -316,10 +316,10 @@ void several_steps(const SelectiveScanForward& a, int64_t begin, int64_t end, co
     transpose(state + v * n * kLanes, n, count, kLanes, floats + v * kLanes * n, n);
   }
   if (kept && floats == nullptr) {
-    for_states(strip.count, n, [&](int64_t c, int64_t j, int64_t count) ELAPID_LAMBDA {
+    for_states(strip.count, n, [&](int64_t channel, int64_t j, int64_t count) ELAPID_LAMBDA {
       alignas(64) float states[kLanes] = {};
-      for (int64_t i = 0; i < count; ++i) states[i] = state[(c / kLanes * n + j + i) * kLanes + c % kLanes];
-      kept.set(c * n + j, load(states), count);
+      for (int64_t i = 0; i < count; ++i) states[i] = state[(channel / kLanes * n + j + i) * kLanes + channel % kLanes];
+      kept.set(channel * n + j, load(states), count);
     });
   }
 }
