@@ -19,8 +19,8 @@ Tensor selective_scan(Context& ctx, const SelectiveScan& in, const Batch& batch,
           "selective_scan: B and C must have groups · d_state columns, got ", in.B.cols(), " and ", in.C.cols());
   for (const Tensor& t : {in.dt, in.z}) {
     require(!t || (t.dtype == in.x.dtype && t.rows() == tokens && t.cols() == channels),
-            "selective_scan: dt and z must be ", name_of(in.x.dtype), " [", tokens, ", ", channels, "], got ", name_of(t.dtype), " [",
-            t.rows(), ", ", t.cols(), "]");
+            "selective_scan: dt and z must be ", name_of(in.x.dtype), " [", tokens, ", ", channels, "], got ",
+            name_of(t.dtype), " [", t.rows(), ", ", t.cols(), "]");
   }
   for (const Tensor& t : {in.B, in.C}) {
     require(t.rows() == tokens, "selective_scan: B and C must have ", tokens, " rows, got ", t.rows());
