@@ -153,6 +153,41 @@ TEST(CausalConv1d, AnySplitIsTheSame) {
   }
 }
 
+TEST(CausalConv1d, AnySplitIsTheSameOnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  for (const int64_t taps : {2, 4, 7}) {
+    const Case c{{{200}, Slots::permuted}, 40, taps};
+    Workbench bench(2);
+    const Operands o = operands(bench, c);
+    const reference::Sequences whole = sequences_of(c.ragged);
+    const int64_t slot = whole.slot(0), length = whole.end(0);
+    bench.snapshot();
+    Lab lab(1, {DeviceType::cuda, 0});
+    Context ctx = lab.ctx();
+    const auto run = [&](int64_t begin, int64_t end) {
+      const Located at = bench.at(ctx);
+      const CausalConv1d conv{at(o.conv.weight), at(o.conv.bias), o.conv.silu};
+      const Batch batch = bench.batch({{0, end - begin}, {slot}});
+      return bits_of(copy_to_host(ctx, causal_conv1d(ctx, at(o.x).slice(begin, end), conv, batch, at(o.state))).tensor);
+    };
+    const auto state = [&] { return bits_of(copy_to_host(ctx, bench.device_copy(o.state)).tensor); };
+    bench.copy_to_device(ctx, true);
+    const Bits y = run(0, length), left = state();
+    for (const int64_t piece : {1, 2, 3, 31, 65}) {
+      bench.restore();
+      bench.copy_to_device(ctx, true);
+      Bits pieced;
+      for (int64_t begin = 0; begin < length; begin += piece) {
+        const Bits bits = run(begin, std::min(begin + piece, length));
+        pieced.insert(pieced.end(), bits.begin(), bits.end());
+      }
+      EXPECT_TRUE(pieced == y) << taps << " taps, pieces of " << piece;
+      EXPECT_TRUE(state() == left) << taps << " taps, pieces of " << piece;
+    }
+  }
+}
+
 TEST(CausalConv1d, OperandsThatDoNotFitAreErrors) {
   Workbench bench(3);
   const Operands o = operands(bench, {{{3, 2}, Slots::permuted}, 8, 4});

@@ -271,6 +271,46 @@ TEST(SelectiveScan, AnySplitIsTheSame) {
   }
 }
 
+// The same on CUDA, and a sequence alone has the bits that it has in a batch: one token and many, with one share of the
+// states a lane or two.
+TEST(SelectiveScan, AnySplitIsTheSameOnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  for (const int64_t d_state : {16, 7, 35}) {
+    const Case c{{{150, 1, 40}, Slots::permuted}, 39, d_state};
+    Workbench bench(2);
+    const Operands o = operands(bench, c);
+    const reference::Sequences sequences = sequences_of(c.ragged);
+    const Batch batch = bench.batch(sequences);
+    bench.snapshot();
+    Lab lab(1, {DeviceType::cuda, 0});
+    Context ctx = lab.ctx();
+    const auto run = [&](int64_t begin, int64_t end, const Batch& part_of) {
+      const Located at = bench.at(ctx);
+      SelectiveScan part = located(at, o.in);
+      for (Tensor* t : {&part.x, &part.dt, &part.B, &part.C, &part.z}) *t = t->slice(begin, end);
+      return bits_of(copy_to_host(ctx, selective_scan(ctx, part, part_of, at(o.state))).tensor);
+    };
+    const auto state = [&] { return bits_of(copy_to_host(ctx, bench.device_copy(o.state)).tensor); };
+    bench.copy_to_device(ctx, true);
+    const Bits y = run(0, sequences.offsets.back(), batch), left = state();
+    for (const int64_t piece : {1, 2, 31, 33, 64, 150}) {
+      bench.restore();
+      bench.copy_to_device(ctx, true);
+      Bits pieced;
+      for (int64_t s = 0; s < sequences.count(); ++s) {
+        for (int64_t begin = sequences.begin(s); begin < sequences.end(s); begin += piece) {
+          const int64_t end = std::min(begin + piece, sequences.end(s));
+          const Bits bits = run(begin, end, bench.batch({{0, end - begin}, {sequences.slot(s)}}));
+          pieced.insert(pieced.end(), bits.begin(), bits.end());
+        }
+      }
+      EXPECT_TRUE(pieced == y) << "pieces of " << piece;
+      EXPECT_TRUE(state() == left) << "pieces of " << piece;
+    }
+  }
+}
+
 TEST(SelectiveScan, OperandsThatDoNotFitAreErrors) {
   Workbench bench(3);
   const Operands o = operands(bench, {{{3, 2}, Slots::permuted}, 12, 6, 2});

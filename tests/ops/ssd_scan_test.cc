@@ -385,6 +385,51 @@ TEST(SsdScan, AnySplitIsWithinTolerance) {
   report_shares("ssd_scan in pieces", worst);
 }
 
+// On CUDA: segments, too, are a matter of the sequence alone.
+TEST(SsdScan, SequenceIsTheSameAloneAndNanStaysInItOnCuda) {
+  std::string why;
+  if (!has_cuda(why)) GTEST_SKIP() << why;
+  for (const DType activations : {DType::f32, DType::bf16}) {
+    Case c{{{5, 1, 70, 1, 0, 2, 600, 64}, Slots::mixed}, 2, 17, 33, 1, Case::per_head, true, true};
+    c.activations = activations;
+    constexpr int64_t kBad = 2;
+    Workbench bench(1);
+    const Operands o = operands(bench, c);
+    const reference::Sequences sequences = sequences_of(c.ragged);
+    const Batch batch = bench.batch(sequences);
+    const int64_t bad_row = sequences.begin(kBad) + 30;
+    if (activations == DType::f32) {
+      o.in.x.row<float>(bad_row)[0] = __builtin_nanf("");
+    } else {
+      o.in.x.row<BFloat16>(bad_row)[0] = to_bf16(__builtin_nanf(""));
+    }
+    bench.snapshot();
+    Lab lab(1, {DeviceType::cuda, 0});
+    Context ctx = lab.ctx();
+    const auto run = [&](int64_t begin, int64_t end, const Batch& part_of) {
+      const Located at = bench.at(ctx);
+      SsdScan part = located(at, o.in);
+      for (Tensor* t : {&part.x, &part.dt, &part.B, &part.C}) *t = t->slice(begin, end);
+      return copy_to_host(ctx, ssd_scan(ctx, part, part_of, at(o.state)));
+    };
+    bench.copy_to_device(ctx, true);
+    const HostCopy y = run(0, sequences.offsets.back(), batch);
+    const Bits state = bits_of(copy_to_host(ctx, bench.device_copy(o.state)).tensor);
+    bench.restore();
+    bench.copy_to_device(ctx, true);
+    for (int64_t s = 0; s < sequences.count(); ++s) {
+      const int64_t begin = sequences.begin(s), end = sequences.end(s);
+      const HostCopy part = run(begin, end, bench.batch(alone(sequences, s)));
+      EXPECT_EQ(bits_of(part.tensor), bits_of(y.tensor.slice(begin, end))) << "sequence " << s;
+      const reference::Matrix values = reference::matrix_of(part.tensor);
+      bool has_nan = false;
+      for (const double value : values.values) has_nan = has_nan || std::isnan(value);
+      EXPECT_EQ(has_nan, s == kBad) << "sequence " << s;
+    }
+    EXPECT_EQ(bits_of(copy_to_host(ctx, bench.device_copy(o.state)).tensor), state);
+  }
+}
+
 TEST(SsdScan, OperandsThatDoNotFitAreErrors) {
   Workbench bench(3);
   const Operands o = operands(bench, {{{3, 2}, Slots::permuted}, 4, 4, 6, 2});

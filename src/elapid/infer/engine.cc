@@ -23,6 +23,18 @@ Tensor view(std::vector<T>& values) {
   return {values.data(), DTypeOf<T>::value, {static_cast<int64_t>(values.size())}};
 }
 
+// Calls f(array, its bytes' place) for the batch's arrays one after another; returns where they end.
+template <class F>
+int64_t place_arrays(const Batch& batch, const F& f) {
+  constexpr int64_t kAlignment = 64;
+  int64_t at = 0;
+  for (const Tensor* t : {&batch.tokens, &batch.offsets, &batch.slots, &batch.outputs, &batch.past}) {
+    f(*t, at);
+    at += (t->bytes() + kAlignment) / kAlignment * kAlignment;
+  }
+  return at;
+}
+
 }  // namespace
 
 Engine::Engine(const Model& model, ThreadPool& threads, const EngineOptions& options)
@@ -117,18 +129,6 @@ Tensor Engine::given_embeddings(std::span<const Input> inputs) {
                  piece.count * d_model * size_of(DType::f32));
   }
   return all;
-}
-
-// Calls f(array, its bytes' place) for the batch's arrays one after another; returns where they end.
-template <class F>
-int64_t place_arrays(const Batch& batch, const F& f) {
-  constexpr int64_t kAlignment = 64;
-  int64_t at = 0;
-  for (const Tensor* t : {&batch.tokens, &batch.offsets, &batch.slots, &batch.outputs, &batch.past}) {
-    f(*t, at);
-    at += (t->bytes() + kAlignment) / kAlignment * kAlignment;
-  }
-  return at;
 }
 
 // Writes the batch's arrays to the pinned memory from which the device copies them.

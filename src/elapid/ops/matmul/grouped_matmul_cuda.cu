@@ -98,11 +98,11 @@ __global__ void __launch_bounds__(kLaneWarps* kWarp) lanes(Grouped a, const X* x
   constexpr int V = 16 / sizeof(W), kValues = kLaneRows * kLaneOuts;
   static_assert(kValues == kWarp);
   __shared__ float parts[kLaneWarps][kValues];
-  const RowTile tile(a, blockIdx.y, kLaneRows);
+  const RowTile tile(a, blockIdx.x, kLaneRows);
   if (tile.count == 0) return;
   const W* weight = reinterpret_cast<const W*>(a.addresses[tile.group]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, slice = warp % slices;
-  const int64_t first_out = (int64_t{blockIdx.x} * (kLaneWarps / slices) + warp / slices) * kLaneOuts;
+  const int64_t first_out = (int64_t{blockIdx.y} * (kLaneWarps / slices) + warp / slices) * kLaneOuts;
   const W* weights[kLaneOuts];
   const X* inputs[kLaneRows];
 #pragma unroll
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kLaneWarps* kWarp) lanes(Grouped a, const X* x
     const int part = i / kValues, value = i % kValues;
     float sum = parts[part * slices][value];
     for (int s = 1; s < slices; ++s) sum += parts[part * slices + s][value];
-    const int64_t out = (int64_t{blockIdx.x} * (kLaneWarps / slices) + part) * kLaneOuts + value % kLaneOuts;
+    const int64_t out = (int64_t{blockIdx.y} * (kLaneWarps / slices) + part) * kLaneOuts + value % kLaneOuts;
     const int row = value / kLaneOuts;
     if (row < tile.count && out < a.out) a.put(tile.first + row, out, sum);
   }
@@ -325,8 +325,9 @@ void run(Cuda gpu, const GroupedMatmulForward& args) {
     cuda::with_type(first.value.dtype, [&]<class W>() {
       cuda::with_type(x.dtype, [&]<class X>() {
         const int slices = slices_of(out);
-        const dim3 grid(static_cast<unsigned>(cuda::ceil_div<int64_t>(out, kLaneWarps / slices * kLaneOuts)),
-                        most_tiles(rows, groups, kLaneRows));
+        // Row tiles go where a grid may be largest: there is one for eight rows.
+        const dim3 grid(most_tiles(rows, groups, kLaneRows),
+                        static_cast<unsigned>(cuda::ceil_div<int64_t>(out, kLaneWarps / slices * kLaneOuts)));
         lanes<W, X><<<grid, kLaneWarps * kWarp, 0, stream>>>(a, cuda::data_of<const X>(x), slices, aligned);
       });
     });
