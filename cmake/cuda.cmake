@@ -14,12 +14,16 @@ if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
 endif()
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 
-# Compiles *.cu files into <target>.
+# Compiles *.cu files, as <target>_cuda, into <target>.
 function(elapid_add_cuda_kernels target)
-  target_sources(${target} PRIVATE ${ARGN})
+  set(objects ${target}_cuda)
+  add_library(${objects} OBJECT ${ARGN})
+  target_include_directories(${objects} PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_compile_definitions(${objects} PRIVATE ELAPID_WITH_CUDA=1)
+  target_compile_features(${objects} PRIVATE cxx_std_20)
   # Constants and shapes that both sides compute with are constexpr functions of ordinary headers.
-  target_compile_options(${target} PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Wno-deprecated-gpu-targets -Xcompiler=-Wall,-Wextra
-                               -Xcompiler=-Wno-missing-field-initializers>)
+  target_compile_options(${objects} PRIVATE --expt-relaxed-constexpr -Wno-deprecated-gpu-targets -Xcompiler=-Wall,-Wextra
+                                            -Xcompiler=-Wno-missing-field-initializers)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${objects}>)
   target_link_libraries(${target} PRIVATE CUDA::cudart_static)
 endfunction()
