@@ -1149,13 +1149,13 @@ class Memory(CliTest):
             self.assertLess(got, packed * 1.1 + states, (stored, held))
             shutil.rmtree(model)
 
-    def test_a_machine_without_more_threads(self):
+    def test_more_threads_than_cores_are_not_started(self):
         # Each thread reserves its stack; the limit leaves room for few.
         limited = ["sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"', ELAPID, "generate", "hi", "--model", str(STORYTELLER),
-                   "--threads", "1000"]
+                   "--threads", "1000", "--max-new-tokens", "2"]
         done = subprocess.run(limited, capture_output=True, timeout=60)
-        self.assertEqual(done.returncode, 1, done.stderr)
-        self.assertRegex(done.stderr.decode(), r"\Aelapid: [^\n]+\n\Z")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr.decode(), r"note: --threads 1000: this process may use \d+\n")
 
     def test_a_ten_times_longer_book_takes_no_more(self):
         book, long = self.folder / "book", self.folder / "long"
@@ -1387,7 +1387,6 @@ class Quantize(CliTest):
                          says=f"--dtype: must be int8 or int4, got {dtype}")
         self.refused("quantize", "--model", STORYTELLER, "--output", new, code=2, says="--dtype")
         self.refused("quantize", "--model", STORYTELLER, "--dtype", "int8", code=2, says="--output")
-        self.refused("quantize", "--output", new, "--dtype", "int8", code=2, says="--model")
         self.refused(*quantize, new, "--calib-tokens", "1", code=2, says="--calib-tokens")
         self.refused(*quantize, new, "--calib-dtype", "int8", code=2, says="--calib-dtype")
         self.refused(*quantize, new, "--max-shard-size", "big", code=2, says="--max-shard-size")
