@@ -103,7 +103,7 @@ TEST_P(Cuda, NeighboursChangeNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Conformance, Cuda, ::testing::ValuesIn(conformance_cases()),
-                         [](const auto& info) { return test_name(info.param); });
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 }  // namespace elapid::testing
