@@ -3,7 +3,7 @@
 
     junit_summary.py FILE
 
-Line 1: passed failed skipped. Line 2: the names of failed tests. Then one line a skipped test, with its reason. A test that
+Line 1: passed failed skipped. Line 2: the names of failed tests. Then a line for each reason to skip, with the tests. A test that
 could not run at all (no program, a broken fixture) is a failure; skipped is only what says so itself.
 """
 
@@ -15,7 +15,7 @@ OWN_WORDS = ("SKIP_REGULAR_EXPRESSION_MATCHED", "SKIP_RETURN_CODE")
 
 
 def main():
-    passed, failed, skipped = 0, [], []
+    passed, failed, skipped = 0, [], {}
     for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
         name, note = case.get("name"), case.find("skipped")
         if case.get("status") == "run":
@@ -23,13 +23,13 @@ def main():
         elif note is not None and note.get("message", "").startswith(OWN_WORDS):
             output = case.findtext("system-out", "")
             reason = re.search(r": Skipped\n(.+)", output) or re.search(r"SKIPPED \] *(.*)", output)
-            skipped.append(f"{name}: {reason[1].strip() if reason else 'no reason given'}")
+            skipped.setdefault(reason[1].strip() if reason else "no reason given", []).append(name)
         else:
             failed.append(name)
-    print(passed, len(failed), len(skipped))
+    print(passed, len(failed), sum(map(len, skipped.values())))
     print(", ".join(failed[:10]) + (", …" if len(failed) > 10 else ""))
-    for line in skipped:
-        print(line)
+    for reason, names in skipped.items():
+        print(f"{reason}: {', '.join(names)}")
 
 
 if __name__ == "__main__":
