@@ -195,44 +195,46 @@ void report_shares(const std::string& op, const std::map<Isa, Share>& worst, dou
 void check_operation_on_cuda(Workbench& bench, const Operation& operation, Share& worst);
 void report_share(const std::string& op, const std::string& level, const Share& share, double smallest);
 
+// check(bench, operation, case's name) for every case until one fails, which says enough; false when one did.
+template <class Case, class Check>
+bool check_cases(const Op<Case>& op, const Check& check) {
+  uint64_t seed = 1;
+  for (const Case& c : op.cases) {
+    const std::string name = op.name + " " + op.describe(c);
+    SCOPED_TRACE(name);
+    Workbench bench(seed++);
+    const Operation operation = op.make(bench, c);
+    bench.snapshot();
+    check(bench, operation, name);
+    if (::testing::Test::HasFailure()) return false;
+  }
+  return true;
+}
+
 template <class Case>
 void check_on_cuda(const Op<Case>& op) {
   std::string why;
   if (!has_cuda(why)) GTEST_SKIP() << why;
   Share worst;
-  uint64_t seed = 1;
-  for (const Case& c : op.cases) {
-    const std::string name = op.name + " " + op.describe(c);
-    SCOPED_TRACE(name);
-    Workbench bench(seed++);
-    const Operation operation = op.make(bench, c);
-    bench.snapshot();
+  const bool passed = check_cases(op, [&](Workbench& bench, const Operation& operation, const std::string& name) {
     Share share;
     check_operation_on_cuda(bench, operation, share);
     if (share.worst >= worst.worst) worst = {share.worst, name + ", " + share.where};
-    if (::testing::Test::HasFailure()) return;
-  }
-  if (!op.exact) report_share(op.name, "cuda", worst, op.smallest_share);
+  });
+  if (passed && !op.exact) report_share(op.name, "cuda", worst, op.smallest_share);
 }
 
 template <class Case>
 void check_forward(const Op<Case>& op) {
   std::map<Isa, Share> worst;
-  uint64_t seed = 1;
-  for (const Case& c : op.cases) {
-    const std::string name = op.name + " " + op.describe(c);
-    SCOPED_TRACE(name);
-    Workbench bench(seed++);
-    const Operation operation = op.make(bench, c);
-    bench.snapshot();
+  const bool passed = check_cases(op, [&](Workbench& bench, const Operation& operation, const std::string& name) {
     std::map<Isa, Share> shares;
     check_operation(bench, operation, shares);
     for (auto& [isa, share] : shares) {
       if (share.worst >= worst[isa].worst) worst[isa] = {share.worst, name + ", " + share.where};
     }
-    if (::testing::Test::HasFailure()) return;  // the first failing case says enough
-  }
-  if (!op.exact) report_shares(op.name, worst, op.smallest_share);
+  });
+  if (passed && !op.exact) report_shares(op.name, worst, op.smallest_share);
 }
 
 // Ragged batches for operators with a memory: lengths of sequences and whether they have state.

@@ -60,4 +60,18 @@ void for_elements(Cuda gpu, int64_t rows, int64_t columns, bool aligned, const F
   check_launch(kernel);
 }
 
+// y = x, for for_elements(): rounded where elements of y are bf16 and those of x are not.
+template <class From, class To>
+struct Copy {
+  Rows<const From> x;
+  Rows<To> y;
+
+  template <int N>
+  __device__ void run(int64_t row, int64_t column) const {
+    float values[N];
+    load_run(x.at(row, column), values);
+    store_run(y.at(row, column), values);
+  }
+};
+
 }  // namespace elapid::cuda

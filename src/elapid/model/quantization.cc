@@ -62,12 +62,6 @@ void check_finite(const std::vector<float>& values, const std::string& name, std
   require(bad == values.end(), "load model: ", name, what, " must be finite, got ", bad == values.end() ? 0 : *bad);
 }
 
-// [leading dimensions of `shape`, last]
-Shape with_columns(Shape shape, int64_t last) {
-  shape.dims[shape.rank - 1] = last;
-  return shape;
-}
-
 CodedRows our_part(const Quantization& quantization, const Checkpoint& weights, const std::string& name,
                    const Range& range, bool values) {
   const Tensor &codes = weights.at(name), &scales = weights.at(name + std::string(kScales));

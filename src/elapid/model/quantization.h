@@ -22,6 +22,12 @@ Quantization read_quantization(const Json& json, const std::string& what);
 // The same for a folder that is to be written.
 Json quantization_json(Precision precision);
 
+// [leading dimensions of `shape`, last]: of codes and scales beside a matrix of that shape.
+inline Shape with_columns(Shape shape, int64_t last) {
+  shape.dims[shape.rank - 1] = last;
+  return shape;
+}
+
 // Suffix of the tensor of scales beside a matrix of codes in elapid's format.
 inline constexpr std::string_view kScales = ".scales";
 

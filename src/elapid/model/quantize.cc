@@ -48,12 +48,6 @@ std::map<std::string, Packing> codes_of(Model& model, const Checkpoint& weights,
   return packings;
 }
 
-// [leading dimensions of `shape`, last]
-Shape with_columns(Shape shape, int64_t last) {
-  shape.dims[shape.rank - 1] = last;
-  return shape;
-}
-
 // Codes and scales of one tensor at a time.
 class Coder {
  public:

@@ -4,19 +4,6 @@
 namespace elapid {
 namespace {
 
-template <class T>
-struct Copy {
-  cuda::Rows<const T> x;
-  cuda::Rows<T> y;
-
-  template <int N>
-  __device__ void run(int64_t row, int64_t column) const {
-    float values[N];
-    cuda::load_run(x.at(row, column), values);
-    cuda::store_run(y.at(row, column), values);
-  }
-};
-
 // Each operation is rounded on its own, as the reference says; only the result may be bf16.
 template <class T>
 struct ScaleAdd {
@@ -63,7 +50,7 @@ void run(Cuda gpu, const ConcatColumnsForward& a) {
   cuda::with_type(a.y.dtype, [&]<class T>() {
     const auto copy = [&](const Tensor& from, const Tensor& to) {
       cuda::for_elements(gpu, to.rows(), to.cols(), cuda::rows_aligned(from) && cuda::rows_aligned(to),
-                         Copy<T>{from, to}, "concat_columns");
+                         cuda::Copy<T, T>{from, to}, "concat_columns");
     };
     copy(a.a, a.y.columns(0, a.a.cols()));
     copy(a.b, a.y.columns(a.a.cols(), a.y.cols()));

@@ -277,19 +277,6 @@ __global__ void __launch_bounds__(kManyThreads) many(Grouped a, const bf16* x, b
   }
 }
 
-template <class T>
-struct Round {
-  cuda::Rows<const T> x;
-  cuda::Rows<bf16> y;
-
-  template <int N>
-  __device__ void run(int64_t row, int64_t column) const {
-    float values[N];
-    cuda::load_run(x.at(row, column), values);
-    cuda::store_run(y.at(row, column), values);
-  }
-};
-
 // As many tiles of `height` rows as groups can have.
 unsigned most_tiles(int64_t rows, int64_t groups, int height) {
   return static_cast<unsigned>(rows / height + std::min(groups, rows));
@@ -306,7 +293,7 @@ void run(Cuda gpu, const GroupedMatmulForward& args) {
   if (args.rounded) {
     cuda::with_type(x.dtype, [&]<class T>() {
       const bool aligned = cuda::rows_aligned(x) && cuda::rows_aligned(args.rounded);
-      cuda::for_elements(gpu, rows, in, aligned, Round<T>{x, args.rounded}, "grouped_matmul");
+      cuda::for_elements(gpu, rows, in, aligned, cuda::Copy<T, bf16>{x, args.rounded}, "grouped_matmul");
     });
     x = args.rounded;
   }

@@ -290,19 +290,6 @@ void multiply_by_tiles(Cuda gpu, const MatmulForward& a) {
   cuda::check_launch("matmul");
 }
 
-template <class T>
-struct Round {
-  cuda::Rows<const T> x;
-  cuda::Rows<bf16> y;
-
-  template <int N>
-  __device__ void run(int64_t row, int64_t column) const {
-    float values[N];
-    cuda::load_run(x.at(row, column), values);
-    cuda::store_run(y.at(row, column), values);
-  }
-};
-
 // y = sums + alpha · bias + add; bias or add may be absent, and y be the sums.
 template <class T>
 struct AddRest {
@@ -334,7 +321,7 @@ void run(Cuda gpu, const MatmulForward& given) {
   if (a.rounded) {
     const bool aligned = cuda::rows_aligned(a.x) && cuda::rows_aligned(a.rounded);
     cuda::with_type(a.x.dtype, [&]<class T>() {
-      cuda::for_elements(gpu, a.x.rows(), a.x.cols(), aligned, Round<T>{a.x, a.rounded}, "matmul");
+      cuda::for_elements(gpu, a.x.rows(), a.x.cols(), aligned, cuda::Copy<T, bf16>{a.x, a.rounded}, "matmul");
     });
     a.x = a.rounded;
   }
